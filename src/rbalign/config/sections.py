@@ -1,0 +1,174 @@
+"""The sections of a recipe: validated data, frozen, every key known and every bound checked at construction.
+
+`[train.args]`-like tables (`args`, `lora`, `sampling`) use the field names of TrainingArguments, LoraConfig and
+GenerationConfig verbatim; the libraries themselves check those values when the stage starts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(Section):
+    """How to sample; names of transformers' GenerationConfig. Temperature 0 is greedy."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+
+
+class TeacherConfig(Section):
+    """Who writes: an asset name or a folder that holds a causal LM with a chat template."""
+
+    model: str = "smollm2-135m-instruct"
+
+
+class FilterConfig(Section):
+    """Which instructions people would say aloud. Every filter counts what it drops, by name."""
+
+    min_words: Positive = 4
+    max_words: Positive = 30
+    max_near_duplicate: Fraction = 0.7
+    """Estimated Jaccard similarity of word sets at which a later instruction is a near-duplicate."""
+    max_leakage: Fraction = 0.7
+    """The same against texts that the connector was trained on and against `leakage_files`."""
+    leakage_files: tuple[str, ...] = ()
+    language: str = "en"
+    mathematics: bool = False
+    """True keeps instructions that need written mathematics; the paper drops them."""
+
+
+class ViewPlan(Section):
+    """A rule that says which views an example gets. Several rules add up."""
+
+    voices: str | tuple[str, ...] = "kokoro"
+    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari")."""
+    per_example: Positive = 4
+    """Distinct voices for each example, drawn by key from `voices`."""
+    fraction: Fraction = 1.0
+    """The share of examples that this rule speaks, drawn by key."""
+    speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
+
+
+class SynthConfig(Section):
+    """`rba synth`: the teacher writes instructions and answers, voices speak them."""
+
+    train: Annotated[int, Field(ge=0)] = 64
+    validation: Annotated[int, Field(ge=0)] = 16
+    test: Annotated[int, Field(ge=0)] = 48
+    system: str | None = None
+    """A domain system prompt before the pre-query template (figure 1 of the paper)."""
+    instruction: Sampling = Sampling(temperature=1.0, top_p=0.99, max_new_tokens=48)
+    answers: bool = True
+    """False writes instructions only: enough for connecting, half the time."""
+    sentences: bool = False
+    """True also turns each sentence of each answer into an example (connecting wants many texts)."""
+    answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
+    answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)
+    filters: FilterConfig = FilterConfig()
+    views: tuple[ViewPlan, ...] = (ViewPlan(),)
+    batch_size: Positive = 96
+    """Instructions sampled at once; any value gives the same texts."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Speaking processes; 0 takes one a core."""
+    test_views: str | None = None
+    """A folder with ready test examples and views (the quickstart ships its own); None makes them."""
+
+
+class ConnectConfig(Section):
+    """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
+
+    encoder: str = "whisper-tiny.en"
+    language_model: str = "smollm2-135m-instruct"
+    adapter: Literal["ctc", "mlp"] = "ctc"
+    width: Positive = 384
+    layers: Positive = 3
+    heads: Positive = 6
+    stack: Annotated[int, Field(ge=1, le=16)] = 4
+    """Encoder frames (50 a second) joined into one adapter frame: 4 gives 12.5 Hz."""
+    train_encoder: bool = True
+    encoder_lr_scale: Fraction = 0.2
+    """Learning rate of the encoder relative to the adapter's."""
+    spec_augment: bool = True
+    augment: bool = True
+    """Speed, pitch, noise, room and gain, keyed by (epoch, view)."""
+    splice: Fraction = 0.15
+    """Share of training items that are two to four clips in one, so that 20 to 30 s instructions work."""
+    seconds_per_batch: Annotated[float, Field(gt=1.0)] = 120.0
+    args: dict[str, Any] = Field(default_factory=dict)
+    """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
+
+
+class AlignConfig(Section):
+    """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
+
+    connector: str = "default"
+    """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
+    arms: tuple[Literal["sft", "kd", "rba-single", "rba-group"], ...] = ("sft", "rba-single")
+    seeds: tuple[int, ...] = (0,)
+    updates: Annotated[int, Field(ge=0)] = 20
+    examples_per_update: Positive = 4
+    """All views of this many instructions make one update."""
+    micro_batch: Positive = 8
+    """Views in one forward and backward; changes memory and time, never the result."""
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+    ce_weight: Annotated[float, Field(ge=0.0)] = 0.2
+    """The paper's lambda: weight of the supervised term beside the pair term."""
+    ce_reduction: Literal["sum", "token_mean"] = "token_mean"
+    length_normalise: bool = False
+    """Pair terms on mean instead of summed token log-probs; wanted when the reference is dropped."""
+    reference: str = Field(default="fixed", pattern=r"^(fixed|none|refresh:[1-9][0-9]*)$")
+    """"fixed" is the policy at the start; "refresh:K" copies the policy every K updates; "none" drops it."""
+    sample_refresh: Literal["step", "epoch"] = "step"
+    conditioning: Literal["own", "cross"] = "own"
+    """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
+    samples_per_view: Positive = 1
+    scorer: str = "similarity"
+    """What ranks samples for rba-group; see `rba list scorers`."""
+    train_adapter: bool = False
+    """True also trains the adapter; the encoder stays frozen."""
+    answer_system: str | None = None
+    """The system prompt of the speech LLM; None takes the one of [synth]."""
+    sampling: Sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=64)
+    lora: dict[str, Any] = Field(default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
+    args: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 2e-4})
+    """TrainingArguments by their own names."""
+    select_by: Literal["last", "validation"] = "last"
+    """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
+    save_every: Positive = 10
+
+
+class EvalConfig(Section):
+    """`rba eval`: arms beside references on held-out instructions and voices."""
+
+    references: tuple[Literal["text", "cascade", "self-cascade", "wrong-audio"], ...] = (
+        "text", "cascade", "self-cascade", "wrong-audio",
+    )  # fmt: skip
+    split: Literal["validation", "test"] = "test"
+    limit: Positive | None = None
+    """Instructions at most; None takes the whole split."""
+    sampling: Sampling = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=64)
+    consistency_samples: Annotated[int, Field(ge=2)] = 2
+    """Samples on the same audio that give consistency its ceiling."""
+    qa: Annotated[int, Field(ge=0)] = 0
+    """Human-written questions spoken by test voices and answered greedily; 0 leaves QA out."""
+    bootstrap: Positive = 2000
+    batch_size: Positive = 64
+
+
+class ReportConfig(Section):
+    """`rba report`: one static page that reads run folders only."""
+
+    samples: Annotated[int, Field(ge=0)] = 60
+    audio: bool = True
