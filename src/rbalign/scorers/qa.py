@@ -1,0 +1,84 @@
+"""Right or wrong, against accepted answers: containment at token boundaries after folding spelling and numbers.
+
+Protocol name: `containment+number-folding`. "7" equals "seven", "art" is not found in "party".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+from rbalign.scorers.base import as_text, column
+
+PROTOCOL = "containment+number-folding"
+ARTICLES = frozenset({"a", "an", "the"})
+ALL_OF = " & "
+"""Inside an alias it joins parts that must all occur, in any order: "Arizona & Hawaii"."""
+
+_BRACKETS = re.compile(r"[()\[\]<>{}]")
+_TOKEN = re.compile(r"\w+")
+_LONE_NUMBERS = {"one": "1"}
+"""Whisper's normaliser leaves a lone "one" as a word, because it may be a pronoun. Both sides fold alike here."""
+
+
+@cache
+def _normaliser() -> Any:
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
+
+
+@lru_cache(maxsize=65_536)
+def tokens(text: str) -> tuple[str, ...]:
+    """Comparable tokens: lower case, American spelling, number words as digits, no punctuation.
+
+    Brackets go first, since Whisper's normaliser would drop what stands inside them.
+    """
+    plain = _BRACKETS.sub(" ", text)
+    try:
+        folded = str(_normaliser()(plain))
+    except (ValueError, ArithmeticError, IndexError):  # the number folder on digit strings that no one says
+        folded = plain.lower()
+    return tuple(_LONE_NUMBERS.get(token, token) for token in _TOKEN.findall(folded))
+
+
+def matches(answer: str, aliases: Iterable[str]) -> bool:
+    """Whether any alias stands in the answer as a run of whole tokens. A leading article of an alias is free."""
+    said = tokens(answer)
+    return any(_all_parts(said, alias) for alias in aliases)
+
+
+def _all_parts(said: tuple[str, ...], alias: str) -> bool:
+    parts = [_without_article(tokens(part)) for part in alias.split(ALL_OF)]
+    return all(part and _contains(said, part) for part in parts)
+
+
+def _without_article(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    return wanted[1:] if len(wanted) > 1 and wanted[0] in ARTICLES else wanted
+
+
+def _contains(said: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
+
+
+class QuestionAnswering:
+    """1.0 if the answer contains an accepted one (column `aliases`), else 0.0; unscored without usable aliases."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.name = "qa"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """1.0, 0.0 or None for each completion."""
+        accepted = column(columns, "aliases", len(completions))
+        return [self._one(as_text(text), aliases) for text, aliases in zip(completions, accepted, strict=True)]
+
+    def _one(self, text: str, aliases: Any) -> float | None:
+        given = [aliases] if isinstance(aliases, str) else aliases if isinstance(aliases, list | tuple) else []
+        usable = [alias for alias in map(as_text, given) if tokens(alias)]
+        return float(matches(text, usable)) if usable else None

@@ -1,0 +1,145 @@
+"""Scorers: golden cases by hand, totality, bounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rbalign import scorers
+from rbalign.errors import UsageError
+from rbalign.scorers.base import as_text
+from rbalign.scorers.qa import matches, tokens
+
+
+class LetterCounts:
+    """An embedder by hand: counts of the letters a to z, normalised."""
+
+    name = "letters"
+
+    def embed(self, texts):
+        out = np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], dtype=np.float32)
+        return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+
+
+def score(name, completions, **columns):
+    resources = {"embedder": LetterCounts()} if name == "similarity" else {}
+    return scorers.build(name, **resources)(["?"] * len(completions), completions, [[]] * len(completions), **columns)
+
+
+@pytest.mark.parametrize(
+    ("answer", "aliases", "right"),
+    [
+        ("It was Richard Nixon.", ["Richard Nixon"], True),
+        ("There are seven continents.", ["7"], True),
+        ("There are 7 continents.", ["seven"], True),
+        ("An octopus has three hearts", ["3"], True),
+        ("In nineteen eighty-four, I think.", ["1984"], True),
+        ("Twenty-four ribs", ["24"], True),
+        ("I love a party", ["art"], False),
+        ("He was a partial artist.", ["art"], False),
+        ("vitamin D", ["Vitamin A"], False),
+        ("vitamin A", ["Vitamin A"], True),
+        ("The answer is andromeda galaxy", ["The Andromeda Galaxy"], True),
+        ("Aluminum", ["Aluminium"], True),
+        ("Hawaii, and also Arizona", ["Arizona & Hawaii"], True),
+        ("Hawaii only", ["Arizona & Hawaii"], False),
+        ("(Paris)", ["Paris"], True),
+        ("1,877 people", ["1877"], True),
+        ("world war one", ["World War 1"], True),
+        ("70", ["7"], False),
+        ("", ["Paris"], False),
+        ("the", ["the"], True),
+        ("It is the Arctic Ocean", ["Pacific", "arctic ocean"], True),
+    ],
+)
+def test_qa_golden(answer, aliases, right):
+    assert score("qa", [answer], aliases=[aliases]) == [float(right)]
+    assert matches(answer, aliases) is right
+
+
+def test_qa_unscored_without_aliases():
+    assert score("qa", ["Paris"] * 4, aliases=[[], None, ["?!"], ["Paris"]]) == [None, None, None, 1.0]
+    assert score("qa", ["Paris"]) == [None]
+
+
+def test_tokens_fold_spelling_and_numbers():
+    assert tokens("The colour of twenty-one flags!") == ("the", "color", "of", "21", "flags")
+    assert tokens("one") == ("1",)
+
+
+def test_chrf_golden():
+    same, other, empty, unscored = score("chrf", ["a cat sat", "zzzz", "", "a"], reference=["a cat sat"] * 3 + [None])
+    assert same == pytest.approx(1.0)
+    assert other == 0.0
+    assert empty == 0.0
+    assert unscored is None
+    # By hand, order 1 and 2 only contribute for two letters: "ab" against "ac" has P = R = 1/2 at order 1, 0 at 2;
+    # sacrebleu averages orders that both sides have: P = R = 1/4, so F2 = 1/4.
+    assert score("chrf", ["ab"], reference=["ac"]) == [pytest.approx(0.25)]
+
+
+def test_similarity_by_hand():
+    values = score("similarity", ["aab", "b", "", "a"], answer=["ab", "a", "a", ""])
+    assert values[0] == pytest.approx(3 / np.sqrt(10), abs=1e-6)
+    assert values[1:] == [0.0, 0.0, None]
+
+
+def test_similarity_target_is_a_choice():
+    scorer = scorers.build("similarity", embedder=LetterCounts(), against="reference")
+    assert scorer(["?"], ["a"], [[]], answer=["b"], reference=["a"]) == [pytest.approx(1.0)]
+
+
+def test_likelihood_is_the_mean_and_bounded():
+    columns = {"teacher_logprobs": [[-1.0, -3.0], [], None, [float("nan")], [float("-inf")], "rubbish"]}
+    assert score("teacher-likelihood", ["x"] * 6, **columns) == [-2.0, None, None, None, -50.0, None]
+    assert scorers.build("teacher-likelihood").needs == {"teacher_logprobs"}
+
+
+anything = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text(max_size=5), max_size=3), st.binary())
+BOUNDS = {"similarity": (-1, 1), "chrf": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1)}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(anything, anything), max_size=4))
+def test_total_and_bounded(name, rows):
+    completions = [completion for completion, _ in rows]
+    column = [target for _, target in rows]
+    values = score(name, completions, answer=column, reference=column, aliases=column, teacher_logprobs=column)
+    low, high = BOUNDS[name]
+    assert len(values) == len(rows)
+    assert all(value is None or low <= value <= high for value in values)
+
+
+def test_messages_and_lone_surrogates_are_texts():
+    assert as_text([{"role": "assistant", "content": "hello"}]) == "hello"
+    assert score("qa", ["\ud800 Paris"], aliases=[["Paris"]]) == [1.0]
+    assert len(as_text("x" * 10**6)) == 8_000
+
+
+def test_unknown_name_and_resource():
+    assert scorers.names() == ["chrf", "qa", "similarity", "teacher-likelihood"]
+    with pytest.raises(UsageError, match="did you mean 'chrf'"):
+        scorers.build("chrff")
+    with pytest.raises(UsageError, match="constructor"):
+        scorers.build("qa", temperature=1)
+
+
+def test_listing_imports_no_torch():
+    code = "import sys; from rbalign import scorers; scorers.names(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.assets
+def test_minilm_puts_paraphrases_closer():
+    from rbalign.scorers.similarity import build_embedder
+
+    vectors = build_embedder("minilm").embed(["How do I cook rice?", "What is the way to boil rice?", "Paris", ""])
+    assert np.allclose(np.linalg.norm(vectors[:3], axis=1), 1, atol=1e-5)
+    assert not vectors[3].any()
+    assert vectors[0] @ vectors[1] > 0.6 > 0.4 > vectors[0] @ vectors[2]
