@@ -1,1 +1,21 @@
-"""See ARCHITECTURE.md for this layer."""
+"""Speech LLMs: a Whisper encoder, an adapter, any causal LM. Importing registers them with the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
+
+from rbalign.speechlm.configuration import AUDIO_TOKEN, RbaSpeechConfig
+from rbalign.speechlm.encoder import EncoderStates
+from rbalign.speechlm.modeling import RbaSpeechForConditionalGeneration
+from rbalign.speechlm.processing import RbaSpeechProcessor
+
+AutoConfig.register(RbaSpeechConfig.model_type, RbaSpeechConfig, exist_ok=True)
+AutoProcessor.register(RbaSpeechConfig, RbaSpeechProcessor, exist_ok=True)
+for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
+    _auto.register(RbaSpeechConfig, RbaSpeechForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "AUDIO_TOKEN",
+    "EncoderStates",
+    "RbaSpeechConfig",
+    "RbaSpeechForConditionalGeneration",
+    "RbaSpeechProcessor",
+]
