@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rbalign.assets.catalog import default
 from rbalign.assets.store import Store
+from rbalign.assets.telling import megabytes
 
-__all__ = ["Store", "folder", "home", "store"]
+__all__ = ["Store", "folder", "home", "megabytes", "store"]
 
 
 def home() -> Path:

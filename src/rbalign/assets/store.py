@@ -7,9 +7,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rbalign.assets.catalog import Asset, Catalog
 from rbalign.assets.supply import Supply
 from rbalign.assets.telling import megabytes, tell
 from rbalign.errors import AssetError
-from rbalign.assets.soon import sha256_file
+from rbalign.rundir.files import fsync_folder, sha256_file
 
 MANIFEST = ".complete"
 """Written last, inside the folder: the declaration's key, where the bytes came from, size and hash of every file."""
@@ -38,6 +38,8 @@ class Store:
     catalog: Catalog
     folders: tuple[Path, ...] = ()
     mirror: str = ""
+    keep: frozenset[str] = frozenset()
+    """Packages whose archives stay in `downloads` when an asset is finished."""
 
     @property
     def assets(self) -> Path:
@@ -52,7 +54,8 @@ class Store:
             return False
         try:
             return all(
-                os.stat(self.assets / name / file).st_size == entry["bytes"] for file, entry in manifest["files"].items()
+                os.stat(self.assets / name / file).st_size == entry["bytes"]
+                for file, entry in manifest["files"].items()
             )
         except FileNotFoundError:
             return False
@@ -68,6 +71,14 @@ class Store:
                 if not self.has(name):
                     self._make(asset)
         return self.assets / name
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Make several finished folders; an archive that a later one needs too is fetched once."""
+        assets = [self.catalog.asset(name) for name in names]
+        for index, asset in enumerate(assets):
+            if not self.has(asset.name):
+                later = {package for other in assets[index + 1 :] for package in other.packages}
+                replace(self, keep=frozenset(later)).folder(asset.name)
 
     def verify(self, name: str) -> list[str]:
         """Read every file of a finished folder again; returns what is wrong with it, [] when all is as it was made."""
@@ -101,21 +112,29 @@ class Store:
 
     @contextmanager
     def _lock(self, asset: Asset) -> Iterator[None]:
-        self.assets.mkdir(parents=True, exist_ok=True)
+        """One process at a time makes or removes `asset`; OSError within becomes AssetError."""
         lock = FileLock(self.assets / f".{asset.name}.lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            tell(f"{asset.name}: another process is fetching it, waiting")
-            lock.acquire()
-        try:
+            self.assets.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tell(f"{asset.name}: another process is fetching it, waiting")
+                lock.acquire()
             yield
+        except OSError as error:
+            raise AssetError(
+                f"{asset.name} cannot be written below {self.home}: {error}",
+                "free some space, mend the rights, or set RBA_HOME to another folder",
+            ) from error
         finally:
             lock.release()
 
     def _make(self, asset: Asset) -> None:
         size = self.catalog.download_bytes(asset)
-        tell(f"{asset.name}: {asset.title}; {megabytes(size)} to fetch, {megabytes(asset.disk)} on disk; {asset.licence}")
+        tell(
+            f"{asset.name}: {asset.title}; {megabytes(size)} to fetch, {megabytes(asset.disk)} on disk; {asset.licence}"
+        )
         self._check_space(asset, size)
         for stale in self.assets.glob(f".partial-{asset.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -130,6 +149,7 @@ class Store:
             if place.exists():
                 place.rename(work / "old")
             (work / "ready").rename(place)
+            fsync_folder(self.assets)
             tell(f"{asset.name}: ready in {time.monotonic() - start:.0f} s at {place}")
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -146,18 +166,13 @@ class Store:
             )
 
     def _forget_downloads(self, asset: Asset) -> None:
-        for sources in asset.files:
-            for source in sources:
-                for member in source.members:
-                    self._forget(member.package)
-        for tree in asset.trees:
-            self._forget(tree.member.package)
-
-    def _forget(self, package: str) -> None:
-        kept = self.home / "downloads" / self.catalog.packages[package].archive
-        if kept.exists():
-            with FileLock(f"{kept}.lock"):
-                kept.unlink(missing_ok=True)
+        members = [member for sources in asset.files for source in sources for member in source.members]
+        members += [tree.member for tree in asset.trees]
+        for package in {member.package for member in members} - self.keep:
+            kept = self.home / "downloads" / self.catalog.packages[package].archive
+            if kept.exists():
+                with FileLock(f"{kept}.lock"):
+                    kept.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path, asset: Asset, origins: list[str]) -> None:

@@ -1,4 +1,7 @@
-"""Where the bytes come from: a folder the user names, the registries, runner-up packages, a mirror. Hash before parse."""
+"""Where the bytes come from: a folder the user names, the registries, runner-up packages, a mirror.
+
+Nothing is parsed before its hash is right.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from rbalign.assets import archives, registries
 from rbalign.assets.catalog import Asset, Catalog, Package, Source, Tree
 from rbalign.assets.telling import megabytes, tell
 from rbalign.errors import AssetError
-from rbalign.assets.soon import sha256_file
+from rbalign.rundir.files import sha256_file
 
 
 class Supply:
