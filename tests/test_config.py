@@ -44,7 +44,17 @@ def test_the_three_first_recipes_are_packaged() -> None:
 
 
 def test_overrides_take_toml_values_bare_words_and_lists() -> None:
-    words = "--align.beta 0.2 --align.arms=kd,sft --align.seeds 3 --eval.limit 8 --align.train_adapter true".split()
+    words = [
+        "--align.beta",
+        "0.2",
+        "--align.arms=kd,sft",
+        "--align.seeds",
+        "3",
+        "--eval.limit",
+        "8",
+        "--align.train_adapter",
+        "true",
+    ]
     recipe = load_recipe("quickstart", [*words, "--synth.system", "12 o'clock", "--synth.filters.min_words", "2"])
     assert recipe.align is not None
     assert recipe.synth is not None

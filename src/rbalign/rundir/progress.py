@@ -1,0 +1,76 @@
+"""Progress on stderr: a bar with the time left on a terminal, one plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Advance(Protocol):
+    """Says that n more are done."""
+
+    def __call__(self, n: int = 1) -> None:
+        """Count n more."""
+
+
+@contextmanager
+def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[Advance]:
+    """Show how far a loop is. `done` were there before (a resume) and do not count for the speed."""
+    shown = _bar if sys.stderr.isatty() else _lines
+    with shown(total, label, done, unit) as advance:
+        yield advance
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 8 s, 4 min, 1 h 05 min."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextmanager
+def _bar(total: int, label: str, done: int, unit: str) -> Iterator[Advance]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    text, left = rich.TextColumn("{task.description}"), rich.TextColumn("left")
+    counts = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TextColumn(unit))
+    columns = (text, *counts, rich.TimeElapsedColumn(), left, rich.TimeRemainingColumn())
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+        yield lambda n=1: bar.advance(task, n)
+
+
+@contextmanager
+def _lines(
+    total: int,
+    label: str,
+    done: int,
+    unit: str,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Advance]:
+    stream = stream or sys.stderr
+    start = last = clock()
+    count = done
+
+    def say(tail: str) -> None:
+        stream.write(f"{label}: {count}/{total}{' ' + unit if unit else ''}{tail}\n")
+        stream.flush()
+
+    def advance(n: int = 1) -> None:
+        nonlocal count, last
+        count += n
+        now = clock()
+        if now - last >= SECONDS_BETWEEN_LINES and count < total:
+            last = now
+            say(f", {duration((now - start) / max(count - done, 1) * (total - count))} left")
+
+    yield advance
+    say(f" in {duration(clock() - start)}")
