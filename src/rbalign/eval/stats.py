@@ -116,8 +116,8 @@ class Bootstrap:
         usable = draws[1:][np.isfinite(draws[1:])]
         if not len(usable):
             return 1.0
-        tail = min((usable <= 0).sum(), (usable >= 0).sum())
-        return min(1.0, 2 * (int(tail) + 1) / (len(usable) + 1))
+        tail = min(int((usable <= 0).sum()), int((usable >= 0).sum()))
+        return min(1.0, 2 * (tail + 1) / (len(usable) + 1))
 
     def gap_closed(self, arm: np.ndarray, base: np.ndarray, text: np.ndarray) -> Estimate | None:
         """(m_arm - m_base) / (m_text - m_base), a ratio of means over the same instructions: each (n,).
@@ -137,7 +137,7 @@ def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided binomial p-value of wins against losses at even odds; 1.0 without either."""
     trials = wins + losses
     tail = sum(math.comb(trials, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**trials)
+    return min(1.0, 2 * tail / (1 << trials))
 
 
 def holm(p_values: list[float]) -> list[float]:

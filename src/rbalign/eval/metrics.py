@@ -1,0 +1,69 @@
+"""Every metric's name, direction and right to be a headline, and which objective optimises what. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a column of numbers means."""
+
+    name: str
+    label: str
+    reference: str
+    """What an answer is held against."""
+    higher_is_better: bool | None = True
+    """None: neither end is good (length, truncation); shown, never compared."""
+    headline: bool = False
+    """May carry the claim: no objective rewards it."""
+    floor: float | None = None
+    """What an answer that failed (an error, nothing said) scores: failed items stay in the denominator."""
+    digits: int = 3
+
+
+_METRICS = (
+    Metric("chrf", "chrF", "independent teacher sample", headline=True, floor=0.0),
+    Metric("wordllama", "similarity (WordLlama)", "independent teacher sample", headline=True, floor=0.0),
+    Metric("similarity", "similarity (MiniLM)", "independent teacher sample", floor=0.0),
+    Metric("similarity-answer", "similarity (MiniLM) to y_ref", "y_ref", floor=0.0),
+    Metric("teacher-likelihood", "teacher's log-likelihood a token", "text teacher"),
+    Metric("qa", "QA accuracy", "accepted answers", headline=True, floor=0.0),
+    Metric("flip-rate", "QA flip rate between voices", "accepted answers", higher_is_better=False),
+    Metric("nll", "NLL of y_ref a token", "y_ref", higher_is_better=False),
+    Metric("wer", "WER of what was heard", "spoken text", higher_is_better=False),
+    Metric("tokens", "tokens an answer", "", higher_is_better=None, digits=1),
+    Metric("truncated", "answers cut at the limit", "", higher_is_better=None),
+    Metric("surprisal", "own surprisal a token", "", higher_is_better=None),
+    Metric("failed", "items that failed", "", higher_is_better=None),
+)
+METRICS = {metric.name: metric for metric in _METRICS}
+
+EMBEDDERS = {"similarity": "minilm", "wordllama": "wordllama"}
+"""Metrics that are a cosine, and the embedder that each uses."""
+
+
+def optimised_by(objective: str, *, scorer: str = "similarity", ce_weight: float = 0.0) -> frozenset[str]:
+    """Metrics that the loss of an objective raises by itself; they never judge it.
+
+    sft, kd and rba-single pull y_ref up (RBA-Single's expected gradient at the start is SFT's), so teacher
+    likelihood and the NLL of y_ref are theirs; rba-group has them as well when its loss keeps a CE term, and
+    whatever it is rewarded with. A reward by an embedder taints every cosine of that embedder.
+    """
+    if objective in ("base", "text", "cascade", "self-cascade"):
+        return frozenset()
+    tainted: set[str] = set()
+    if objective != "rba-group" or ce_weight > 0:
+        tainted |= {"teacher-likelihood", "nll"}
+    if objective == "rba-group":
+        tainted.add(scorer)
+        if scorer == "similarity":
+            tainted |= {"similarity-answer", "consistency:minilm"}
+    return frozenset(tainted)
+
+
+def headlines(present: Iterable[str]) -> list[str]:
+    """The headline metrics among those present, in the order of the table."""
+    names = set(present)
+    return [metric.name for metric in _METRICS if metric.headline and metric.name in names]
