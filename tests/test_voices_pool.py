@@ -1,0 +1,84 @@
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rbalign.errors import UsageError
+from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
+
+
+class FakeSpeaker:
+    """Speaks len(text) samples of its process id; "raise" and "die" in a text do that."""
+
+    def speak(self, text, voice, speed=1.0):
+        if "raise" in text:
+            raise ValueError(f"cannot say {text}")
+        if "die" in text:
+            time.sleep(0.05)
+            os._exit(9)
+        return np.full(len(text), os.getpid(), dtype=np.float32)
+
+
+def open_fake(voice):
+    return FakeSpeaker()
+
+
+def jobs(*texts):
+    return [SpeakJob(f"job-{i}", text, "af_heart") for i, text in enumerate(texts)]
+
+
+def test_every_job_comes_back_once_with_its_own_clip():
+    wanted = jobs(*("x" * n for n in range(1, 40)))
+    clips = list(speak_many(wanted, 2, open_fake))
+    assert sorted((id, len(clip)) for id, clip in clips) == sorted((job.id, len(job.text)) for job in wanted)
+
+
+def test_a_failing_job_is_a_named_failure_and_the_rest_goes_on():
+    clips = dict(speak_many(jobs("a", "raise b", "c"), 2, open_fake))
+    failure = clips["job-1"]
+    assert isinstance(failure, SpeakFailure)
+    assert failure.reason == "ValueError: cannot say raise b"
+    assert failure.job.text == "raise b"
+    assert isinstance(clips["job-0"], np.ndarray)
+    assert isinstance(clips["job-2"], np.ndarray)
+
+
+def test_a_job_that_kills_its_worker_fails_alone():
+    texts = ["x" * (n + 1) for n in range(30)]
+    texts[5] = texts[22] = "die"
+    results = list(speak_many(jobs(*texts), 2, open_fake))
+    assert sorted(id for id, _ in results) == sorted(f"job-{n}" for n in range(30))
+    failures = {id: clip.reason for id, clip in results if isinstance(clip, SpeakFailure)}
+    assert set(failures) == {"job-5", "job-22"}
+    assert all(reason.startswith("the worker process died") for reason in failures.values())
+
+
+def test_jobs_are_read_as_needed_and_closing_early_ends_the_workers():
+    read = []
+
+    def endless():
+        number = 0
+        while True:
+            read.append(number)
+            yield SpeakJob(f"job-{number}", "x", "af_heart")
+            number += 1
+
+    stream = speak_many(endless(), 2, open_fake)
+    pids = {int(next(stream)[1][0]) for _ in range(20)}
+    stream.close()
+    assert len(read) < 40
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not [thread for thread in threading.enumerate() if "ExecutorManager" in thread.name]
+
+
+def test_no_worker_is_no_pool():
+    with pytest.raises(UsageError, match="0 voice workers"):
+        next(speak_many(jobs("a"), 0, open_fake))
+
+
+def test_no_job_starts_nothing():
+    assert list(speak_many([], 2, open_fake)) == []
