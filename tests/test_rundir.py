@@ -47,9 +47,9 @@ def test_a_stage_that_began_but_did_not_finish_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "inputs", "parts"),
     [
-        ({"train": 9, "filters": {"min_words": 5}}, {}, ["synth.train was 8", "is now 9"]),
-        ({"train": 8, "filters": {"min_words": 5}}, {}, ["synth.filters.min_words was 4", "is now 5"]),
-        ({"train": 8}, {}, ["synth.filters was", "absent"]),
+        ({"train": 9, "filters": {"min_words": 5}}, {}, ["train was 8 when synth", "is now 9"]),
+        ({"train": 8, "filters": {"min_words": 5}}, {}, ["filters.min_words was 4", "is now 5"]),
+        ({"train": 8}, {}, ["filters was", "absent"]),
         (SYNTH, {"connector": "ff"}, ["an input of synth: connector was absent", '"ff"']),
     ],
 )

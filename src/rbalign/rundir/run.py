@@ -98,20 +98,22 @@ class RunDir:
         entry = self.status["stages"].get(stage, {})
         return dict(entry["outputs"]) if entry.get("state") == "done" else None
 
-    def stage(self, name: str, section: Mapping[str, Any], inputs: Mapping[str, str]) -> StageHandle:
+    def stage(
+        self, name: str, section: Mapping[str, Any], inputs: Mapping[str, str], repeat: bool = False
+    ) -> StageHandle:
         """Enter a stage with its settings (JSON values) and inputs (name -> hash).
 
         The handle says whether it is done already. Raises RunError, naming the first field that differs, if the
-        stage was started with other settings or inputs.
+        stage was started with other settings or inputs; with `repeat` it begins anew instead.
         """
         section, inputs = json.loads(json.dumps(section)), dict(inputs)
         key = stable_hash([section, inputs])
         entry = self.status["stages"].get(name) or self._take_over(name, key)
-        if entry is not None and entry["key"] != key:
+        if entry is not None and entry["key"] != key and not repeat:
             raise self._changed(name, entry, section, inputs)
-        if entry is not None and entry["state"] == "done":
+        if entry is not None and entry["key"] == key and entry["state"] == "done":
             return StageHandle(self, name, True, entry["outputs"])
-        if entry is None and self._lock is not None:
+        if (entry is None or entry["key"] != key) and self._lock is not None:
             entry = {"state": "started", "key": key, "section": section, "inputs": inputs, "outputs": {}}
             self.status["stages"][name] = entry | {"started": _now()}
             self._write_recipe()
@@ -156,7 +158,7 @@ class RunDir:
         self, name: str, entry: Mapping[str, Any], section: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> RunError:
         stage = name.split("/")[0]
-        field, old, new = next(_differences(entry["section"], section, stage), (None, None, None))
+        field, old, new = next(_differences(entry["section"], section, ""), (None, None, None))
         if field is None:
             field, old, new = next(_differences(entry["inputs"], inputs, f"an input of {name}:"))
         verb = "finished" if entry["state"] == "done" else "began"
@@ -182,7 +184,7 @@ _MISSING = object()
 def _differences(old: Any, new: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, old value, new value) for all that differs, in the order of the new value."""
     if isinstance(old, dict) and isinstance(new, dict):
-        join = " " if where.endswith(":") else "."
+        join = "" if not where else " " if where.endswith(":") else "."
         for key in [*new, *(key for key in old if key not in new)]:
             yield from _differences(old.get(key, _MISSING), new.get(key, _MISSING), f"{where}{join}{key}")
     elif old != new or type(old) is not type(new):

@@ -1,0 +1,90 @@
+"""`rba list ...`: the names that recipes may use."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="The names that recipes may use.")
+
+
+@app.command()
+def recipes() -> None:
+    """Recipes that come with the package, for `rba run NAME`."""
+    from rbalign.cli.show import table
+    from rbalign.config.load import load_recipe, packaged_recipes
+
+    loaded = [load_recipe(name) for name in packaged_recipes()]
+    rows = [[recipe.name, " ".join(recipe.stages()), recipe.description] for recipe in loaded]
+    table("recipes", ("name", "stages", "what"), rows)
+
+
+@app.command()
+def models() -> None:
+    """Models that rba can fetch: LLMs, encoders, recognisers, embedders."""
+    from rbalign import assets
+    from rbalign.cli.show import size, table
+
+    store = assets.store()
+    rows = [
+        [asset.name, "fetched" if store.has(asset.name) else "missing", size(asset.disk), asset.licence, asset.title]
+        for asset in store.catalog.assets.values()
+    ]
+    table("models", ("name", "state", "disk", "licence", "what"), rows, right=("disk",))
+
+
+@app.command()
+def voices() -> None:
+    """Every voice with the split that it may serve."""
+    from rbalign.cli.show import table
+    from rbalign.voices.bank import load_bank
+
+    bank = load_bank()
+    infos = [bank.voice(name) for name in bank.names()]
+    rows = [[info.name, str(info.split), info.engine, info.accent, info.gender] for info in infos]
+    table("voices", ("name", "split", "engine", "accent", "gender"), rows)
+
+
+@app.command()
+def objectives() -> None:
+    """What `[align] arms` may name."""
+    from rbalign.cli.show import table
+    from rbalign.config.sections import AlignConfig
+
+    # Beside the schema's own list, so that a new arm without a line here fails at once.
+    what = {
+        "sft": "cross-entropy on the teacher's answer, given the speech",
+        "kd": "KL from the teacher on text to the student on speech, on the teacher's answer",
+        "rba-single": "the teacher's answer preferred over the model's own sample, for every voice",
+        "rba-group": "the best of the samples over all voices preferred over the worst, by a scorer",
+    }
+    (arms, _) = get_args(AlignConfig.model_fields["arms"].annotation)
+    table("objectives", ("name", "what"), [[arm, what[arm]] for arm in get_args(arms)])
+
+
+@app.command()
+def scorers() -> None:
+    """What `[align] scorer` may name."""
+    from rbalign.scorers import names
+
+    for name in names():
+        typer.echo(name)
+
+
+@app.command()
+def tasks() -> None:
+    """What `rba eval` asks, and the metrics of its table."""
+    from rbalign.cli.show import table
+    from rbalign.eval.metrics import METRICS
+
+    rows = [
+        ["open", "held-out instructions of the dataset, answered at one fixed key for each item"],
+        ["qa", "human-written questions spoken by test voices, answered greedily ([eval] qa = N)"],
+    ]
+    table("tasks", ("name", "what"), rows)
+    table(
+        "metrics",
+        ("name", "what", "held against", "may carry a claim"),
+        [[m.name, m.label, m.reference, "yes" if m.headline else "no"] for m in METRICS.values()],
+    )

@@ -1,0 +1,87 @@
+"""`rba run` and its stages: a recipe, overrides, and where the runs live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rbalign.errors import UsageError
+
+PANEL = "Run a recipe"
+STAGES = {
+    "synth": "The teacher writes instructions and answers; voices speak them.",
+    "connect": "Train encoder and adapter, so that the LLM can hear.",
+    "align": "Align the arms to the teacher by the model's own samples.",
+    "eval": "Measure arms and references on held-out instructions and voices.",
+    "report": "Draw the page that shows it all.",
+}
+EPILOG = "Any key of the recipe may follow as --section.key value, for example --align.beta 0.2."
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged name (rba list recipes) or a .toml file.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live; this one in DIR/NAME.")]
+Fork = Annotated[
+    str | None,
+    typer.Option("--fork", metavar="NAME", help="A new run that keeps the finished stages of the recipe's own run."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what, how many, time and disk; start nothing.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `run` and one verb for each stage."""
+    # Unknown options are the recipe's overrides: they go, in their order, to ctx.args.
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+    def add(verb: str, only: str | None, text: str) -> None:
+        def command(
+            ctx: typer.Context, recipe: Recipe, runs: Runs = Path("runs"), fork: Fork = None, dry_run: DryRun = False
+        ) -> None:
+            name, overrides = split_words([recipe, *ctx.args])
+            execute(name, overrides, runs, fork, dry_run, only)
+
+        app.command(verb, help=text, epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)(command)
+
+    add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
+    for stage, text in STAGES.items():
+        add(stage, stage, text)
+
+
+def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The recipe and the overrides, in whatever order they stood."""
+    recipes: list[str] = []
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            recipes.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            overrides.append(rest.pop(0))
+    if len(recipes) != 1:
+        given = f"{len(recipes)} recipes: {', '.join(recipes)}" if recipes else "no recipe"
+        raise UsageError(f"given {given}", "give one; overrides are written --section.key value")
+    return recipes[0], overrides
+
+
+def execute(
+    recipe: str, overrides: Sequence[str], runs: Path, fork: str | None, dry_run: bool, only: str | None
+) -> None:
+    """Load, show the plan, work, and say where to look."""
+    from rbalign.cli import show
+    from rbalign.config.load import load_recipe
+    from rbalign.rundir.run import RunDir
+    from rbalign.stages.chain import chain
+
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        look = RunDir.look(runs, loaded, fork)
+        show.plan(chain(look.recipe, look, only, dry_run=True), look.folder)
+        return
+    with RunDir.open(runs, loaded, fork) as run:
+        show.plan(chain(run.recipe, run, only, dry_run=True), run.folder)
+        chain(run.recipe, run, only, say=typer.echo)
+        show.ending(run.folder, results=only in (None, "eval"))

@@ -1,0 +1,95 @@
+"""Tables for people: the plan of a run, its results, and where to look."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rbalign.rundir.progress import duration
+
+if TYPE_CHECKING:
+    from rbalign.stages.chain import StageOutcome
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a plain table. Cells are text, never markup: a model may have written them."""
+    shown = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        shown.add_column(column, justify="right" if column in right else "left")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe: no line of a table may be cut or wrapped at 80 columns
+        console.width = 1000
+    console.print(shown)
+
+
+def plan(outcomes: Sequence[StageOutcome], folder: Path) -> None:
+    """What is still to do, with the estimated time and disk of each stage."""
+    rows: list[list[str]] = []
+    for outcome in outcomes:
+        if outcome.skipped:
+            rows.append([outcome.stage, "finished before", "", "", ""])
+        for row in outcome.plan.rows:
+            rows.append([outcome.stage, row.what, f"{row.count:,}", duration(row.seconds), size(row.bytes)])
+    seconds = sum(outcome.plan.seconds for outcome in outcomes)
+    total = sum(outcome.plan.bytes for outcome in outcomes)
+    rows.append(["", "together", "", duration(seconds), size(total)])
+    table(f"run {folder}", ("stage", "what", "how many", "time", "disk"), rows, right=("how many", "time", "disk"))
+
+
+def ending(folder: Path, results: bool) -> None:
+    """The table of results, if asked for and there, and the files worth opening."""
+    path = folder / "results.json"
+    if results and path.exists():
+        headline_table(json.loads(path.read_text(encoding="utf-8")))
+    page = folder / "report" / "index.html"
+    for place, what in ((page, "open in a browser"), (path, "every number with its interval")):
+        if place.exists():
+            typer.echo(f"{place}  ({what})")
+    typer.echo(f"{folder}  (the run: recipe.toml, status.json, data, arms)")
+
+
+def headline_table(results: dict[str, Any]) -> None:
+    """One line for each arm, one column for each task and metric, values with 95 % intervals over instructions."""
+    rows = [row for row in results["rows"] if row["value"] is not None and is_plain(row["metric"])]
+    columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows if "-" not in row["task"]))
+    cells: dict[tuple[str, str, str], str] = {}
+    for row in rows:
+        mark = "*" if row["optimised"] else ""
+        cells.setdefault((row["arm"], row["task"], row["metric"]), f"{interval(row)}{mark}")
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    table(
+        "Held-out results (95 % intervals over instructions; * = this arm's loss optimises it)",
+        ["arm", *(f"{task} {metric}" for task, metric in columns)],
+        [[arm, *(cells.get((arm, *column), "") for column in columns)] for arm in arms],
+    )
+
+
+def is_plain(metric: str) -> bool:
+    """True for a metric's main row: not one voice's, not a gap or a part of the consistency."""
+    return not any(mark in metric for mark in "/@:")
+
+
+def interval(row: dict[str, Any]) -> str:
+    """`0.412 [0.398, 0.427]`, or only the value where there is no interval."""
+    if row["value"] is None:
+        return "-"
+    value = f"{row['value']:.3f}"
+    return value if row["ci_low"] is None else f"{value} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of 1000 as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

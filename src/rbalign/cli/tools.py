@@ -1,0 +1,96 @@
+"""`rba ask`, `rba inspect`, `rba compare`: look at a model, a dataset or two runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rbalign.errors import UsageError
+
+ASK_PANEL, LOOK_PANEL = "Use a model", "Look around"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of this module."""
+    app.command(rich_help_panel=ASK_PANEL)(ask)
+    app.command(rich_help_panel=LOOK_PANEL)(inspect)
+    app.command(rich_help_panel=LOOK_PANEL)(compare)
+
+
+def ask(
+    clip: Annotated[Path | None, typer.Argument(metavar="CLIP.wav", help="Speech in any common format.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Ask in writing; beside a clip: its true words.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
+    run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run whose arm answers.")] = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="Which arm of that run, for example sft-s0.")] = None,
+) -> None:
+    """Ask a speech LLM: what it heard, its answer, and the answer to the same words as text."""
+    if clip is None and text is None:
+        raise UsageError("nothing to ask", 'give CLIP.wav, or --text "..."')
+    if clip is not None and not clip.is_file():
+        raise UsageError(f"no file {clip}", "give the path of a sound file")
+    if arm is not None and run is None:
+        raise UsageError(f"--arm {arm} without a run", "add --run RUN")
+    if run is not None and not (run / "status.json").is_file():
+        raise UsageError(f"{run} is no run", "give a folder such as runs/quickstart")
+    from rbalign.stages.ask import ask as answer_to
+
+    if as_json:
+        typer.echo(json.dumps(answer_to(clip, text, None, run, arm), ensure_ascii=False))
+        return
+    typer.echo("answer: ", nl=False)
+    found = answer_to(clip, text, lambda piece: typer.echo(piece, nl=False), run, arm)
+    typer.echo("")
+    for field in ("heard", "text_answer"):
+        if found[field] is not None:
+            typer.echo(f"{field.replace('_', ' ')}: {found[field]}")
+    typer.echo(f"seconds: {found['seconds']:.1f}")
+
+
+def inspect(
+    place: Annotated[Path, typer.Argument(metavar="DATASET|RUN", help="A dataset folder or a run folder.")],
+    rows: Annotated[int, typer.Option("--rows", min=0, max=1000, help="How many examples to show.")] = 5,
+) -> None:
+    """What is in a dataset or a run: counts, voices, what was dropped and why, a few examples."""
+    from rbalign.cli.show import size, table
+    from rbalign.stages.inspect import look_at
+
+    found = look_at(place, rows)
+    for line in found.lines:
+        typer.echo(line)
+    if found.stages:
+        table("stages", ("stage", "state", "since"), found.stages)
+    if found.splits:
+        columns = ("split", "instructions", "views", "hours", "distinct voices")
+        table(f"dataset, {size(found.bytes)}", columns, found.splits, right=columns[1:])
+    if found.drops:
+        table("dropped", ("cause", "how many", "for example"), found.drops, right=("how many",))
+    if found.examples:
+        table("examples", ("id", "split", "instruction", "answer"), found.examples)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run with results.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    everything: Annotated[bool, typer.Option("--all", help="Also single voices, gaps and parts.")] = False,
+) -> None:
+    """Two runs side by side: what differs in their recipes, and every number that both have."""
+    from rbalign.cli.show import interval, is_plain, table
+    from rbalign.stages.compare import compare as compare_runs
+
+    found = compare_runs(a, b)
+    table("recipes", ("key", str(a), str(b)), [[key, str(old), str(new)] for key, old, new in found.settings])
+    typer.echo(found.note)
+    rows = [pair for pair in found.pairs if everything or is_plain(pair.a["metric"])]
+    table(
+        "results, with the interval of each run",
+        ("arm", "task", "metric", str(a), str(b), "difference"),
+        [
+            [str(pair.a[key]) for key in ("arm", "task", "metric")]
+            + [interval(pair.a), interval(pair.b), "-" if pair.difference is None else f"{pair.difference:+.3f}"]
+            for pair in rows
+        ],
+    )

@@ -1,0 +1,140 @@
+"""The stages of a recipe one after the other: finished ones are skipped, changed ones refused, the rest run."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from rbalign.config.load import load_recipe
+from rbalign.config.recipe import STAGES, Recipe
+from rbalign.errors import RunError, UsageError
+from rbalign.rundir.run import RunDir, StageHandle
+from rbalign.stages.base import Plan, StageModule
+
+# Fields that change memory and time, never a result: a run may go on with other values.
+FREE_FIELDS = {
+    "synth": {"batch_size", "workers"},
+    "align": {"micro_batch"},
+    "eval": {"batch_size"},
+}
+# Seconds of work on files that are there: done again whenever asked, so that a new version can draw an old run.
+REPEATED = {"report"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What became of one stage."""
+
+    stage: str
+    skipped: bool
+    """True if it was finished before."""
+    plan: Plan = field(default_factory=Plan)
+    """What was still to do; empty when skipped."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """What it made, name -> hash; empty in a dry run of an unfinished stage."""
+
+
+def chain(
+    recipe: Recipe,
+    run: RunDir,
+    only: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[StageOutcome]:
+    """Run the recipe's stages in order, or the one that `only` names; `say` hears one line about each.
+
+    A dry run makes the plans and starts nothing; a run opened by `RunDir.look` serves it. Raises UsageError if the
+    recipe lacks the stage; RunError if an earlier stage is unfinished, a finished one changed or the disk too small.
+    """
+    outcomes = []
+    for stage in _wanted(recipe, only):
+        module = _module(stage)
+        handle = _enter(module, stage, recipe, run)
+        if handle is None and not dry_run:
+            raise _unfinished(stage, recipe, run)
+        if handle is not None and handle.done and stage not in REPEATED:
+            say(f"{stage}: finished before, skipped")
+            outcomes.append(StageOutcome(stage, True, outputs=handle.outputs))
+            continue
+        plan = module.plan(recipe, run)
+        if dry_run or handle is None:
+            outcomes.append(StageOutcome(stage, False, plan))
+            continue
+        _check_space(stage, plan, run.folder)
+        outputs = dict(module.run(recipe, run))
+        handle.finish(outputs)
+        say(f"{stage}: done")
+        outcomes.append(StageOutcome(stage, False, plan, outputs))
+    return outcomes
+
+
+def run_recipe(
+    recipe: str | Path | Recipe,
+    overrides: tuple[str, ...] = (),
+    runs: str | Path = "runs",
+    fork: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """`rba run` from Python: the whole chain of a packaged recipe, a TOML file or a Recipe; the run's folder."""
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    with RunDir.open(Path(runs), loaded, fork) as run:
+        chain(run.recipe, run, say=say)
+        return run.folder
+
+
+def _wanted(recipe: Recipe, only: str | None) -> list[str]:
+    stages = recipe.stages()
+    if only is not None and only not in stages:
+        has = ", ".join(f"[{stage}]" for stage in stages) or "no stage"
+        raise UsageError(f"recipe {recipe.name} has no [{only}] section; it has {has}", f"add [{only}] to it")
+    if not stages:
+        raise UsageError(f"recipe {recipe.name} has no stage", f"add at least one of {', '.join(STAGES)}")
+    return stages if only is None else [only]
+
+
+def _module(stage: str) -> StageModule:
+    return cast(StageModule, importlib.import_module(f"rbalign.stages.{stage}"))
+
+
+def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir) -> StageHandle | None:
+    """The stage's handle, or None while an earlier stage of the recipe is unfinished and its outputs unknown."""
+    inputs: dict[str, str] = {}
+    for earlier in recipe.stages():
+        if earlier == stage:
+            break
+        outputs = run.outputs(earlier)
+        if outputs is None:
+            return None
+        inputs |= {f"{earlier}.{name}": value for name, value in outputs.items()}
+    outside = getattr(module, "inputs", None)
+    if outside is not None:
+        inputs |= outside(recipe)
+    return run.stage(stage, settings(recipe, stage), inputs, repeat=stage in REPEATED)
+
+
+def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """What a stage's result depends on in the recipe: its section, the seed and the teacher."""
+    whole = recipe.model_dump(mode="json")
+    section = {key: value for key, value in whole[stage].items() if key not in FREE_FIELDS.get(stage, ())}
+    return {"seed": whole["seed"], "teacher": whole["teacher"], stage: section}
+
+
+def _unfinished(stage: str, recipe: Recipe, run: RunDir) -> RunError:
+    missing = next(earlier for earlier in recipe.stages() if run.outputs(earlier) is None)
+    return RunError(
+        f"{stage} needs {missing}, which is not finished in run {run.recipe.name}",
+        f"first `rba {missing} RECIPE`, or all in order: `rba run RECIPE`",
+    )
+
+
+def _check_space(stage: str, plan: Plan, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if plan.bytes > free:
+        raise RunError(
+            f"{stage} needs about {plan.bytes / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free",
+            "free some space, or choose another place with --runs DIR",
+        )

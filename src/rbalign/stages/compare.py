@@ -1,0 +1,87 @@
+"""Two finished runs side by side, from their files alone."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbalign.errors import DataError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same number in both runs: two rows of results.json."""
+
+    a: dict[str, Any]
+    b: dict[str, Any]
+
+    @property
+    def difference(self) -> float | None:
+        """b - a, None where one of them has no value."""
+        known = self.a["value"] is not None and self.b["value"] is not None
+        return float(self.b["value"] - self.a["value"]) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """What differs between two runs."""
+
+    settings: list[tuple[str, Any, Any]]
+    """(dotted key, value in a, value in b) for all that differs in the recipes; None where a key is absent."""
+    note: str
+    """Whether the two were measured on the same data."""
+    pairs: list[Pair]
+
+
+def compare(a: Path, b: Path) -> RunComparison:
+    """Compare two run folders. Raises UsageError where one has no results."""
+    rows_a, rows_b = _rows(a), _rows(b)
+    shared = [Pair(rows_a[key], rows_b[key]) for key in rows_a if key in rows_b]
+    same = _dataset(a) is not None and _dataset(a) == _dataset(b)
+    note = (
+        "Both runs were measured on the same dataset."
+        if same
+        else "The runs have different datasets: their instructions differ, so small differences mean nothing."
+    )
+    settings = sorted(_differences(_recipe(a), _recipe(b)))
+    return RunComparison([difference for difference in settings if difference[0] != "name"], note, shared)
+
+
+def _rows(run: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    path = run / "results.json"
+    if not path.is_file():
+        raise UsageError(f"{run} has no results.json", "give the folder of a run whose eval is finished")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {tuple(row[key] for key in ("arm", "task", "metric", "seed")): row for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a table of results ({error!r})", "run `rba eval` again") from None
+
+
+def _dataset(run: Path) -> dict[str, str] | None:
+    """What synth gave, the content hash of the dataset among it."""
+    try:
+        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        return dict(status["stages"]["synth"]["outputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run / 'recipe.toml'} cannot be read: {error}", "give the folder of a run") from None
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted({*a, *b}):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{where}{key}.")
+        elif old != new:
+            yield f"{where}{key}", old, new
