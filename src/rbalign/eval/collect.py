@@ -20,7 +20,7 @@ class Answered:
 
     text: str
     stop: str
-    """A StopReason, or "error"."""
+    """A StopReason, "error", or "scored" for a number about a given text."""
     prompt: str = ""
     """What the model was given: written words, or the id of a clip in angle brackets."""
     heard: str | None = None

@@ -77,12 +77,11 @@ def _row(
     failed = answer["stop"] == "error"
     if failed:
         values = {name: floors.get(name) for name in values}
-    values |= dict(answer["values"])
-    tokens = len(answer["ids"])
-    values["failed"] = float(failed)
-    values["tokens"] = None if failed else float(tokens)
-    values["truncated"] = None if failed else float(answer["stop"] == "length")
-    values["surprisal"] = None if failed or not tokens else -answer["logprob"] / tokens
+    values |= dict(answer["values"]) | {"failed": float(failed)}
+    if answer["stop"] in ("end", "length"):
+        tokens = len(answer["ids"])
+        values |= {"tokens": float(tokens), "truncated": float(answer["stop"] == "length")}
+        values["surprisal"] = -answer["logprob"] / tokens if tokens else None
     return {
         **{key: answer[key] for key in ("id", "example", "view", "sample", "voice")},
         "scores": {name: None if value is None else round(value, 6) for name, value in values.items()},

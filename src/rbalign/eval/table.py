@@ -25,8 +25,8 @@ class Table:
         self._rows = [row for row in self._rows if row["example"] in self._place]
 
     def metrics(self) -> list[str]:
-        """Names of the metrics that any row has."""
-        return sorted({name for row in self._rows for name in row["scores"]})
+        """Names of the metrics that any row has a score for."""
+        return sorted({name for row in self._rows for name, value in row["scores"].items() if value is not None})
 
     def __bool__(self) -> bool:
         return bool(self._rows)

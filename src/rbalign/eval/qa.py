@@ -1,0 +1,143 @@
+"""Spoken questions with known answers: people's trivia from an asset, easy ones of our own, spoken by test voices.
+
+IFBench's prompts, the other text asset, carry constraints and no answers: they cannot be scored as QA.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rbalign.errors import DataError, UsageError
+from rbalign.keys import Key
+from rbalign.rundir.files import stable_hash
+from rbalign.scorers.qa import tokens
+from rbalign.types import Example, Split, View, ViewSpec
+
+HUMAN, OWN = "chatterbot-corpus", "rbalign"
+VIEWS_PER_QUESTION = 2
+"""The fewest voices that can disagree: the flip rate needs two."""
+SHARD = 64
+MAX_WORDS = 30
+
+_QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
+_YES_NO = re.compile(
+    r"^(is|are|was|were|do|does|did|can|could|will|would|should|has|have|had|may|might|am)\b", re.IGNORECASE
+)
+
+
+def all_questions(corpus: Path | None = None) -> list[Example]:
+    """Every question as a test example; `labels`: `aliases` (accepted answers) and `source`.
+
+    Two human-written ones for each of ours as long as both last, so that any prefix is mostly people's. `corpus` is
+    the folder of the asset chatterbot-corpus; None fetches it.
+    """
+    repairs = tomllib.loads(resources.files(__package__).joinpath("questions.toml").read_text(encoding="utf-8"))
+    human = [
+        _example(question, [*_plain(answer), *repairs["aliases"].get(question, ())], HUMAN)
+        for question, answer in _trivia(corpus)
+        if question not in set(repairs["drop"]) and _askable(question, answer)
+    ]
+    own = [_example(question, aliases, OWN) for question, aliases in repairs["own"].items()]
+    mixed: list[Example] = []
+    human, own = (sorted(part, key=lambda example: example.id) for part in (human, own))
+    while human or own:
+        mixed += [*human[:2], *own[:1]]
+        human, own = human[2:], own[1:]
+    return mixed
+
+
+def questions(count: int, corpus: Path | None = None) -> list[Example]:
+    """The first `count` questions. Raises UsageError if there are fewer."""
+    found = all_questions(corpus)
+    if count > len(found):
+        raise UsageError(
+            f"[eval] qa = {count}, but there are {len(found)} questions", f"set qa to {len(found)} or less"
+        )
+    return found[:count]
+
+
+def views_of(example: Example, voices: Sequence[str], seed: int) -> list[ViewSpec]:
+    """Which test voices say a question: distinct, drawn by key, so that every voice gets about as many."""
+    order = Key(seed, "qa-voices", example=example.id).generator().permutation(len(voices))
+    return [ViewSpec(voices[place]) for place in order[:VIEWS_PER_QUESTION]]
+
+
+def speak(folder: Path, examples: Sequence[Example], voices: Sequence[str], seed: int, workers: int) -> Any:
+    """Speak the questions into a dataset folder, going on shard by shard; the open Dataset."""
+    from rbalign.data.dataset import Dataset, DatasetWriter
+    from rbalign.rundir.progress import progress
+
+    plan = [
+        View(example.id, index, Split.TEST, spec, 0.0)
+        for example in examples
+        for index, spec in enumerate(views_of(example, voices, seed))
+    ]
+    spoken = {example.id: example.spoken for example in examples}
+    writer = DatasetWriter(folder, {"kind": "qa", "seed": seed, "questions": stable_hash([e.id for e in examples])})
+    writer.add_examples(list(examples))
+    shards = [plan[start : start + SHARD] for start in range(0, len(plan), SHARD)]
+    with progress(len(plan), "speak questions", unit="clips") as advance:
+        for index, shard in enumerate(shards):
+            if not writer.has_shard(Split.TEST, index):
+                writer.commit_views(Split.TEST, index, _spoken(shard, spoken, workers or os.cpu_count() or 1))
+            advance(len(shard))
+    writer.finish()
+    return Dataset.open(folder)
+
+
+def _spoken(shard: Sequence[View], words: dict[str, str], workers: int) -> list[View]:
+    from rbalign.audio.io import to_flac
+    from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
+
+    jobs = [SpeakJob(view.id, words[view.example_id], view.spec.voice, view.spec.speed) for view in shard]
+    clips = dict(speak_many(jobs, workers))
+    done = []
+    for view in shard:
+        clip = clips[view.id]
+        if isinstance(clip, SpeakFailure):
+            raise DataError(f"question {view.example_id!r} cannot be spoken: {clip.reason}", "set qa lower, or 0")
+        done.append(View(view.example_id, view.index, view.split, view.spec, len(clip) / 16_000, to_flac(clip, 16_000)))
+    return done
+
+
+def _trivia(corpus: Path | None) -> list[tuple[str, str]]:
+    """(question, answer) pairs of trivia.yml; malformed entries (one, in 1.3.3) are passed over."""
+    import yaml
+
+    from rbalign import assets
+
+    folder = corpus if corpus is not None else assets.folder("chatterbot-corpus")
+    entries = yaml.safe_load((folder / "trivia.yml").read_text(encoding="utf-8"))["conversations"]
+    pairs = [entry for entry in entries if isinstance(entry, list) and len(entry) >= 2]
+    return [(_clean(str(entry[0])), _clean(str(entry[1]))) for entry in pairs]
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.translate(_QUOTES).split())
+
+
+def _plain(answer: str) -> list[str]:
+    return [answer.rstrip(" .")]
+
+
+def _askable(question: str, answer: str) -> bool:
+    """A question, speakable, with a short answer that is not yes or no."""
+    from rbalign.text.speakable import speakability
+
+    if not question.endswith("?") or _YES_NO.match(question) or len(question.split()) > MAX_WORDS:
+        return False
+    said = tokens(answer)
+    return 0 < len(said) <= 6 and said[0] not in ("yes", "no") and not speakability(question)
+
+
+def _example(question: str, aliases: Sequence[str], source: str) -> Example:
+    from rbalign.text.spoken import spoken_form
+
+    labels = {"aliases": list(dict.fromkeys(aliases)), "source": source}
+    return Example(f"qa-{stable_hash(question)[:10]}", Split.TEST, question, spoken_form(question), labels=labels)
