@@ -1,5 +1,7 @@
 """Recipes: sources, overrides, round trip, and one-line errors."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,27 @@ def test_an_override_in_a_free_table_is_typed_and_keeps_the_defaults_beside_it()
     assert align is not None
     assert align.lora == {"r": 8, "lora_alpha": 32, "target_modules": "all-linear"}
     assert align.args == {"learning_rate": 3e-4}
+
+
+def test_a_table_keeps_the_defaults_of_the_keys_that_it_leaves_out(recipe_file) -> None:
+    """[eval]'s temperature is 0.7 and [synth]'s filters have their own: neither falls back to the class's default."""
+    path = recipe_file("name = 'x'\n[synth]\ninstruction = {max_new_tokens = 9}\n[align]\nlora = {r = 4}\n[eval]\n")
+    recipe = load_recipe(path, ["--eval.sampling.max_new_tokens", "16", "--align.args.warmup_steps", "3"])
+    assert recipe.synth is not None
+    assert recipe.align is not None
+    assert recipe.eval is not None
+    assert recipe.synth.instruction.top_p == 0.99
+    assert (recipe.eval.sampling.temperature, recipe.eval.sampling.max_new_tokens) == (0.7, 16)
+    assert recipe.align.lora == {"r": 4, "lora_alpha": 32, "target_modules": "all-linear"}
+    assert recipe.align.args == {"learning_rate": 2e-4, "warmup_steps": 3}
+
+
+def test_the_reference_page_is_current() -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, root / "dev" / "recipe_reference.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_last_of_equal_overrides_wins() -> None:

@@ -40,6 +40,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     given = dict(_split_overrides(overrides))
     for key, raw in given.items():
         _put(table, key, raw, path)
+    _fill(table, Recipe)
     try:
         text = json.dumps(table)
     except TypeError as error:  # TOML dates and times: no key of a recipe takes one
@@ -152,14 +153,11 @@ def _put(table: dict[str, Any], key: str, raw: str, path: Path) -> None:
         raise UsageError(f"{key} is a table", f"set one of its keys: --{key}.KEY VALUE")
     if keys[0] in STAGES and keys[0] not in table:
         raise UsageError(f"--{key}: {path} has no [{keys[0]}] section", f"add the line [{keys[0]}] to it")
-    default = _default_table(keys[:-1])
     for part in keys[:-1]:
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
             raise UsageError(f"{path}: {part} = {inner!r} is not a table", f"see {REFERENCE}")
         table = inner
-    for name, value in default.items():  # a free table such as `lora` keeps its other defaults
-        table.setdefault(name, value)
     value = _parse(raw, kind)
     if value is None:
         table.pop(keys[-1], None)
@@ -167,17 +165,21 @@ def _put(table: dict[str, Any], key: str, raw: str, path: Path) -> None:
         table[keys[-1]] = value
 
 
-def _default_table(keys: Sequence[str]) -> Mapping[str, Any]:
-    """The schema's default of a free table (`align.lora`), {} for a section."""
-    kind: Any = Recipe
-    default: Any = None
-    for key in keys:
-        section = _section_of(kind)
-        if section is None:
-            return {}
-        default = section.model_fields[key].get_default(call_default_factory=True, validated_data={})
-        kind = section.model_fields[key].annotation
-    return default if get_origin(kind) is dict else {}
+def _fill(table: dict[str, Any], section: type[Section]) -> None:
+    """A given table keeps the defaults of the keys that it leaves out, also where they are not its class's own.
+
+    Without this, `--eval.sampling.max_new_tokens 16` would silently move the temperature from [eval]'s 0.7 to
+    Sampling's 1.0.
+    """
+    for name, field in section.model_fields.items():
+        given = table.get(name)
+        if not isinstance(given, dict):
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, Section):
+            table[name] = given = default.model_dump(mode="json", exclude_none=True) | given
+        if (inner := _section_of(field.annotation)) is not None:
+            _fill(given, inner)
 
 
 def _parse(raw: str, kind: Any) -> Any:

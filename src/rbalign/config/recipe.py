@@ -23,14 +23,23 @@ class Recipe(Section):
     """A whole run. A stage whose section is absent is not part of the run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """The run lives in RUNS/NAME."""
     description: str = ""
+    """One line for `rba list recipes`."""
     seed: int = 0
+    """Every random draw of the run comes from it, the arms' own seeds aside."""
     teacher: TeacherConfig = TeacherConfig()
+    """Who writes instructions and answers."""
     synth: SynthConfig | None = None
+    """Make the dataset."""
     connect: ConnectConfig | None = None
+    """Train encoder and adapter."""
     align: AlignConfig | None = None
+    """Train the arms."""
     eval: EvalConfig | None = None
+    """Measure them."""
     report: ReportConfig | None = None
+    """Draw the page."""
 
     def stages(self) -> list[str]:
         """The stages this recipe asks for, in the order they run."""

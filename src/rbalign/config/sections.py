@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,27 +24,35 @@ class Sampling(Section):
     """How to sample; names of transformers' GenerationConfig. Temperature 0 is greedy."""
 
     temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 1.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The smallest set of tokens with this much probability; 1 keeps all."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """A sample that is longer is cut and flagged."""
 
 
 class TeacherConfig(Section):
     """Who writes: an asset name or a folder that holds a causal LM with a chat template."""
 
     model: str = "smollm2-135m-instruct"
+    """An asset name (`rba list models`) or a folder."""
 
 
 class FilterConfig(Section):
     """Which instructions people would say aloud. Every filter counts what it drops, by name."""
 
     min_words: Positive = 4
+    """Shorter instructions are dropped."""
     max_words: Positive = 30
+    """Longer ones too: nobody says them in one breath."""
     max_near_duplicate: Fraction = 0.7
     """Estimated Jaccard similarity of word sets at which a later instruction is a near-duplicate."""
     max_leakage: Fraction = 0.7
     """The same against texts that the connector was trained on and against `leakage_files`."""
     leakage_files: tuple[str, ...] = ()
+    """Text files, one sentence a line: evaluation sets that no instruction may resemble."""
     language: str = "en"
+    """What the instructions must be written in, as py3langid names it."""
     mathematics: bool = False
     """True keeps instructions that need written mathematics; the paper drops them."""
 
@@ -54,30 +62,41 @@ class ViewPlan(Section):
 
     voices: str | tuple[str, ...] = "kokoro"
     """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari")."""
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+    """Which splits the rule speaks; every split uses its own voices only."""
     per_example: Positive = 4
     """Distinct voices for each example, drawn by key from `voices`."""
     fraction: Fraction = 1.0
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
+    """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
 
 
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
 
     train: Annotated[int, Field(ge=0)] = 64
+    """Accepted instructions for training."""
     validation: Annotated[int, Field(ge=0)] = 16
+    """For tuning and checkpoint choice, spoken by validation voices."""
     test: Annotated[int, Field(ge=0)] = 48
+    """Held out, spoken by test voices."""
     system: str | None = None
     """A domain system prompt before the pre-query template (figure 1 of the paper)."""
     instruction: Sampling = Sampling(temperature=1.0, top_p=0.99, max_new_tokens=48)
+    """How the teacher writes instructions."""
     answers: bool = True
     """False writes instructions only: enough for connecting, half the time."""
     sentences: bool = False
     """True also turns each sentence of each answer into an example (connecting wants many texts)."""
     answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
+    """The system prompt under which the teacher answers."""
     answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)
+    """How it answers; an answer that does not end within max_new_tokens is dropped."""
     filters: FilterConfig = FilterConfig()
+    """Which instructions are kept."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
+    """Who speaks them."""
     batch_size: Positive = 96
     """Instructions sampled at once; any value gives the same texts."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
@@ -90,22 +109,31 @@ class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
     encoder: str = "whisper-tiny.en"
+    """An asset name or folder of a Whisper model; its encoder is used."""
     language_model: str = "smollm2-135m-instruct"
+    """An asset name or folder of the LLM that will hear."""
     adapter: Literal["ctc", "mlp"] = "ctc"
+    """CTC over the LLM's vocabulary, or a frame-stacking MLP."""
     width: Positive = 384
+    """Of the adapter's layers."""
     layers: Positive = 3
+    """Of the adapter."""
     heads: Positive = 6
+    """Attention heads of an adapter layer; they divide `width`."""
     stack: Annotated[int, Field(ge=1, le=16)] = 4
     """Encoder frames (50 a second) joined into one adapter frame: 4 gives 12.5 Hz."""
     train_encoder: bool = True
+    """False keeps the encoder as it is."""
     encoder_lr_scale: Fraction = 0.2
     """Learning rate of the encoder relative to the adapter's."""
     spec_augment: bool = True
+    """Mask bands of time and frequency while training."""
     augment: bool = True
     """Speed, pitch, noise, room and gain, keyed by (epoch, view)."""
     splice: Fraction = 0.15
     """Share of training items that are two to four clips in one, so that 20 to 30 s instructions work."""
     seconds_per_batch: Annotated[float, Field(gt=1.0)] = 120.0
+    """Audio in one update."""
     args: dict[str, Any] = Field(default_factory=dict)
     """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
 
@@ -116,24 +144,31 @@ class AlignConfig(Section):
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
     arms: tuple[Literal["sft", "kd", "rba-single", "rba-group"], ...] = ("sft", "rba-single")
+    """Objectives to train, each from the same start."""
     seeds: tuple[int, ...] = (0,)
+    """Each arm is trained once for each."""
     updates: Annotated[int, Field(ge=0)] = 20
+    """Optimiser steps of each arm."""
     examples_per_update: Positive = 4
     """All views of this many instructions make one update."""
     micro_batch: Positive = 8
     """Views in one forward and backward; changes memory and time, never the result."""
     beta: Annotated[float, Field(gt=0.0)] = 0.1
+    """Scale of the pair terms (0.1 in the paper)."""
     ce_weight: Annotated[float, Field(ge=0.0)] = 0.2
     """The paper's lambda: weight of the supervised term beside the pair term."""
     ce_reduction: Literal["sum", "token_mean"] = "token_mean"
+    """Sum or mean over tokens: two different balances with the pair term."""
     length_normalise: bool = False
     """Pair terms on mean instead of summed token log-probs; wanted when the reference is dropped."""
     reference: str = Field(default="fixed", pattern=r"^(fixed|none|refresh:[1-9][0-9]*)$")
     """"fixed" is the policy at the start; "refresh:K" copies the policy every K updates; "none" drops it."""
     sample_refresh: Literal["step", "epoch"] = "step"
+    """Draw the policy's samples at every update, or once an epoch."""
     conditioning: Literal["own", "cross"] = "own"
     """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
     samples_per_view: Positive = 1
+    """Own samples for each clip."""
     scorer: str = "similarity"
     """What ranks samples for rba-group; see `rba list scorers`."""
     train_adapter: bool = False
@@ -141,12 +176,22 @@ class AlignConfig(Section):
     answer_system: str | None = None
     """The system prompt of the speech LLM; None takes the one of [synth]."""
     sampling: Sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=64)
+    """How the policy samples; its cap is the answers' cap."""
     lora: dict[str, Any] = Field(default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
+    """LoraConfig by its own names."""
     args: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 2e-4})
     """TrainingArguments by their own names."""
     select_by: Literal["last", "validation"] = "last"
     """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
     save_every: Positive = 10
+    """Updates between checkpoints; a resume starts from the last."""
+
+    @field_validator("lora", "args")
+    @classmethod
+    def _keep_defaults(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """`lora = {r = 8}` keeps `target_modules`: without it PEFT would adapt other layers."""
+        default = cls.model_fields[info.field_name or ""].get_default(call_default_factory=True, validated_data={})
+        return {**default, **given}
 
 
 class EvalConfig(Section):
@@ -155,20 +200,27 @@ class EvalConfig(Section):
     references: tuple[Literal["text", "cascade", "self-cascade", "wrong-audio"], ...] = (
         "text", "cascade", "self-cascade", "wrong-audio",
     )  # fmt: skip
+    """The text LLM; an independent ASR before it; the model's own transcript before it; another item's clip."""
     split: Literal["validation", "test"] = "test"
+    """Tune on validation; open test once."""
     limit: Positive | None = None
     """Instructions at most; None takes the whole split."""
     sampling: Sampling = Sampling(temperature=0.7, top_p=1.0, max_new_tokens=64)
+    """How open-ended answers are sampled, with one fixed key for each item."""
     consistency_samples: Annotated[int, Field(ge=2)] = 2
     """Samples on the same audio that give consistency its ceiling."""
     qa: Annotated[int, Field(ge=0)] = 0
     """Human-written questions spoken by test voices and answered greedily; 0 leaves QA out."""
     bootstrap: Positive = 2000
+    """Resamples of instructions behind each interval."""
     batch_size: Positive = 64
+    """Clips answered at once; any value gives the same answers."""
 
 
 class ReportConfig(Section):
     """`rba report`: one static page that reads run folders only."""
 
     samples: Annotated[int, Field(ge=0)] = 60
+    """Instructions shown with every arm's answer."""
     audio: bool = True
+    """Copy their clips beside the page."""
