@@ -102,7 +102,10 @@ def _deb_data(path: Path) -> bytes:
         if file.read(8) != b"!<arch>\n":
             raise AssetError(f"{path.name} is not a Debian package")
         while header := file.read(60):
-            name, size = header[:16].decode("ascii", "replace").strip().rstrip("/"), int(header[48:58])
+            name, digits = header[:16].decode("ascii", "replace").strip().rstrip("/"), header[48:58].strip()
+            if not digits.isdigit():
+                break
+            size = int(digits)
             body = file.read(size + size % 2)[:size]
             if name.startswith("data.tar"):
                 return body

@@ -65,20 +65,21 @@ class Store:
 
         Raises UsageError for an unknown name, AssetError when the bytes are not to be had or not what is pinned.
         """
+        asset = self.catalog.asset(name)
         if not self.has(name):
-            asset = self.catalog.asset(name)
             with self._lock(asset):
                 if not self.has(name):
                     self._make(asset)
+        elif self._scraps(asset):
+            self._sweep(asset)
         return self.assets / name
 
     def fetch(self, names: Sequence[str]) -> None:
         """Make several finished folders; an archive that a later one needs too is fetched once."""
         assets = [self.catalog.asset(name) for name in names]
         for index, asset in enumerate(assets):
-            if not self.has(asset.name):
-                later = {package for other in assets[index + 1 :] for package in other.packages}
-                replace(self, keep=frozenset(later)).folder(asset.name)
+            later = {package for other in assets[index + 1 :] for package in other.packages}
+            replace(self, keep=frozenset(later)).folder(asset.name)
 
     def verify(self, name: str) -> list[str]:
         """Read every file of a finished folder again; returns what is wrong with it, [] when all is as it was made."""
@@ -123,6 +124,8 @@ class Store:
                 lock.acquire()
             yield
         except OSError as error:
+            if error.errno is None:  # a library's own OSError, not the disk's
+                raise
             raise AssetError(
                 f"{asset.name} cannot be written below {self.home}: {error}",
                 "free some space, mend the rights, or set RBA_HOME to another folder",
@@ -136,7 +139,7 @@ class Store:
             f"{asset.name}: {asset.title}; {megabytes(size)} to fetch, {megabytes(asset.disk)} on disk; {asset.licence}"
         )
         self._check_space(asset, size)
-        for stale in self.assets.glob(f".partial-{asset.name}-*"):
+        for stale in self._partials(asset):
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".partial-{asset.name}-", dir=self.assets))
         try:
@@ -153,7 +156,8 @@ class Store:
             tell(f"{asset.name}: ready in {time.monotonic() - start:.0f} s at {place}")
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        self._forget_downloads(asset)
+        for kept in self._downloads(asset):
+            _forget(kept)
 
     def _check_space(self, asset: Asset, download: int) -> None:
         """At the worst the archives, their contents and the finished folder lie on the disk at once."""
@@ -165,14 +169,40 @@ class Store:
                 "free some space, or set RBA_HOME to a folder on another disk",
             )
 
-    def _forget_downloads(self, asset: Asset) -> None:
+    def _partials(self, asset: Asset) -> list[Path]:
+        return list(self.assets.glob(f".partial-{asset.name}-*"))
+
+    def _downloads(self, asset: Asset) -> list[Path]:
+        """Archives of `asset` that lie in `downloads` and that nothing to come needs."""
         members = [member for sources in asset.files for source in sources for member in source.members]
         members += [tree.member for tree in asset.trees]
-        for package in {member.package for member in members} - self.keep:
-            kept = self.home / "downloads" / self.catalog.packages[package].archive
-            if kept.exists():
-                with FileLock(f"{kept}.lock"):
-                    kept.unlink(missing_ok=True)
+        packages = {member.package for member in members} - self.keep
+        archives = [self.home / "downloads" / self.catalog.packages[package].archive for package in packages]
+        return [path for path in archives if path.exists()]
+
+    def _scraps(self, asset: Asset) -> bool:
+        """Whether a process that died after it had renamed the folder into place left its scraps."""
+        return bool(self._partials(asset) or self._downloads(asset))
+
+    def _sweep(self, asset: Asset) -> None:
+        """Remove scraps, unless another process is at work on the asset or the cache is read-only."""
+        lock = FileLock(self.assets / f".{asset.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            return
+        try:
+            for stale in self._partials(asset):
+                shutil.rmtree(stale, ignore_errors=True)
+            for kept in self._downloads(asset):
+                _forget(kept)
+        finally:
+            lock.release()
+
+
+def _forget(archive: Path) -> None:
+    with FileLock(f"{archive}.lock"):
+        archive.unlink(missing_ok=True)
 
 
 def _write_manifest(folder: Path, asset: Asset, origins: list[str]) -> None:
