@@ -1,0 +1,134 @@
+"""One shard of views: a parquet file that `datasets.load_dataset("parquet")` opens as audio, read here lazily."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rbalign.errors import DataError
+from rbalign.types import View, ViewSpec
+
+RATE = 16_000
+"""Hz of every clip in a dataset."""
+
+ROW_GROUP = 16
+"""Views read at once, about 1 MB: a shuffled walk over clips copies little more than it uses."""
+
+_HF_FEATURES = {
+    **{name: {"dtype": "string", "_type": "Value"} for name in ("example_id", "voice", "channel", "delivery")},
+    **{name: {"dtype": "int64", "_type": "Value"} for name in ("index", "seed")},
+    **{name: {"dtype": "float64", "_type": "Value"} for name in ("speed", "seconds")},
+    "audio": {"sampling_rate": RATE, "decode": False, "_type": "Audio"},
+}
+"""The `datasets` library's own words for our columns. decode=False: decoding there needs torchcodec."""
+
+SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("index", pa.int64()),
+        ("voice", pa.string()),
+        ("channel", pa.string()),
+        ("delivery", pa.string()),
+        ("speed", pa.float64()),
+        ("seed", pa.int64()),
+        ("seconds", pa.float64()),
+        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _HF_FEATURES}})},
+)
+_FACTS = [name for name in SCHEMA.names if name != "audio"]
+
+
+class StoredView(View):
+    """A View whose `flac` is read from its shard at every access, and never kept. Pickles as a plain clip."""
+
+    __slots__ = ("_read",)
+    _read: Callable[[], bytes]
+
+    @classmethod
+    def lazy(cls, read: Callable[[], bytes], view: View) -> StoredView:
+        """The same view with its `flac` slot left unset, so that access falls through to `__getattr__`."""
+        stored = cls(view.example_id, view.index, view.split, view.spec, view.seconds)
+        object.__delattr__(stored, "flac")
+        object.__setattr__(stored, "_read", read)
+        return stored
+
+    def __getattr__(self, name: str) -> bytes:
+        if name == "flac":
+            return self._read()
+        raise AttributeError(name)
+
+
+def encode_shard(views: Sequence[View]) -> bytes:
+    """The parquet bytes of a shard: the same views give the same bytes. DataError for a value that does not fit."""
+    rows = [
+        {
+            "example_id": view.example_id,
+            "index": view.index,
+            "voice": view.spec.voice,
+            "channel": view.spec.channel,
+            "delivery": view.spec.delivery,
+            "speed": view.spec.speed,
+            "seed": view.spec.seed,
+            "seconds": view.seconds,
+            "audio": {"bytes": view.flac, "path": f"{view.example_id}-{view.index}.flac"},
+        }
+        for view in views
+    ]
+    sink = io.BytesIO()
+    try:
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise DataError(f"a view does not fit the shard's columns: {error}", "see data.shards.SCHEMA") from None
+    # FLAC does not shrink again, and uncompressed pages can be memory-mapped.
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="NONE", use_dictionary=False)
+    return sink.getvalue()
+
+
+def read_shard(path: Path, split: str) -> list[View]:
+    """The views of a shard, without their audio. Raises DataError for a file that is not such a shard."""
+    try:
+        stamp = path.stat().st_mtime_ns
+        with _open(path) as file:
+            rows = file.read(columns=_FACTS).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+    views: list[View] = []
+    for number, row in enumerate(rows):
+        spec = ViewSpec(row["voice"], row["speed"], row["channel"], row["delivery"], row["seed"])
+        view = View(row["example_id"], row["index"], split, spec, row["seconds"])
+        views.append(StoredView.lazy(partial(_read_flac, path, stamp, number), view))
+    return views
+
+
+def _read_flac(path: Path, stamp: int, number: int) -> bytes:
+    flac: bytes = _row_group(path, stamp, number // ROW_GROUP)[number % ROW_GROUP].as_py()
+    return flac
+
+
+@lru_cache(maxsize=8)
+def _row_group(path: Path, stamp: int, group: int) -> pa.Array:
+    """The audio of one row group: 8 are kept, about 8 MB, for walks in order. `stamp` tells a rewritten file."""
+    try:
+        with _open(path) as file:
+            audio = file.read_row_group(group, columns=["audio.bytes"]).column("audio").combine_chunks()
+        return audio.field("bytes")
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, memory_map=True)
+    if not file.schema_arrow.equals(SCHEMA):
+        raise DataError(f"{path} is parquet, but not a shard of views", "its columns must be data.shards.SCHEMA")
+    return file
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"shard {path} is damaged: {error}", "delete it and run the stage that wrote it again")

@@ -1,0 +1,249 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rbalign.data import shards
+from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.errors import DataError
+from rbalign.types import Example, View, ViewSpec
+
+META = {"teacher": "tiny", "recipe": "abc"}
+
+
+def example(number, split="train", **fields):
+    return Example(f"e{number}", split, f"Say {number}?", f"say {number}", **fields)
+
+
+def view(number, index=0, split="train", voice="af_heart", flac=None, speed=1.0):
+    return View(f"e{number}", index, split, ViewSpec(voice, speed), 1.5, flac or f"flac {number} {index}".encode())
+
+
+def facts(view):
+    return (view.example_id, view.index, view.split, view.spec, view.seconds, view.flac)
+
+
+def write(folder, examples, shards_of_views):
+    writer = DatasetWriter(folder, META)
+    writer.add_examples(examples)
+    for (split, number), views in shards_of_views.items():
+        writer.commit_views(split, number, views)
+    return writer.finish()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.lists(inner) | inner
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+examples = st.builds(
+    Example,
+    id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    split=st.sampled_from(["train", "test"]),
+    instruction=texts,
+    spoken=texts,
+    answer=st.none() | texts,
+    reference=st.none() | texts,
+    labels=st.dictionaries(texts, json_values, max_size=3),
+)
+specs = st.builds(
+    ViewSpec,
+    voice=texts,
+    speed=st.floats(0.5, 2),
+    channel=texts,
+    delivery=texts,
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(examples, max_size=5, unique_by=lambda e: e.id), st.data())
+def test_what_is_written_is_what_is_read(tmp_path_factory, written, data):
+    folder = tmp_path_factory.mktemp("dataset")
+    views = [
+        View(e.id, index, e.split, data.draw(specs), data.draw(st.floats(0, 1e4)), data.draw(st.binary(max_size=50)))
+        for e in written
+        for index in range(data.draw(st.integers(0, 20)))
+    ]
+    manifest = write(
+        folder, written, {(s, 0): [v for v in views if v.split == s] for s in ("train", "test") if written}
+    )
+    dataset = Dataset.open(folder)
+    assert dataset.examples() == written
+    for split in ("train", "test"):
+        assert dataset.examples(split) == [e for e in written if e.split == split]
+        assert [facts(v) for v in dataset.views(split)] == [facts(v) for v in views if v.split == split]
+    assert dataset.manifest == json.loads(json.dumps(manifest))
+
+
+def test_the_audio_is_read_from_disk_only_when_asked_for(tmp_path, monkeypatch):
+    write(tmp_path, [example(n) for n in range(40)], {("train", 0): [view(n) for n in range(40)]})
+    reads = []
+    original = shards._row_group
+    monkeypatch.setattr(
+        shards, "_row_group", lambda path, stamp, group: reads.append(group) or original(path, stamp, group)
+    )
+    views = Dataset.open(tmp_path).views("train")
+    assert reads == []
+    assert views[37].flac == b"flac 37 0"
+    assert reads == [37 // shards.ROW_GROUP]
+
+
+def test_a_stored_view_can_be_pickled_and_replaced(tmp_path):
+    write(tmp_path, [example(1)], {("train", 0): [view(1)]})
+    (stored,) = Dataset.open(tmp_path).views("train")
+    assert facts(pickle.loads(pickle.dumps(stored))) == facts(view(1))
+    assert replace(stored, flac=b"other").flac == b"other"
+    with pytest.raises(AttributeError):
+        stored.samples  # noqa: B018
+
+
+def test_the_datasets_library_opens_a_shard_as_audio(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    write(tmp_path / "d", [example(1), example(2)], {("train", 0): [view(1, speed=1.25), view(2)]})
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "d/views/train-*.parquet"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert loaded.features["audio"] == datasets.Audio(sampling_rate=16000, decode=False)
+    assert loaded[0]["audio"] == {"bytes": b"flac 1 0", "path": "e1-0.flac"}
+    assert (loaded[0]["voice"], loaded[0]["speed"], loaded[0]["index"]) == ("af_heart", 1.25, 0)
+
+
+def test_a_reopened_writer_goes_on_and_ends_at_the_same_content(tmp_path):
+    examples = [example(n) for n in range(6)]
+    whole = write(tmp_path / "whole", examples, {("train", n): [view(2 * n), view(2 * n + 1)] for n in range(3)})
+    first = DatasetWriter(tmp_path / "parts", META)
+    first.add_examples(examples[:4])
+    first.commit_views("train", 1, [view(2), view(3)])
+    second = DatasetWriter(tmp_path / "parts", META)
+    assert second.committed("train") == {1}
+    second.add_examples(examples)
+    second.commit_views("train", 0, [view(0), view(1)])
+    second.commit_views("train", 2, [view(4), view(5)])
+    assert second.finish()["content_hash"] == whole["content_hash"]
+    assert Dataset.open(tmp_path / "parts").content_hash == whole["content_hash"]
+    assert Dataset.open(tmp_path / "parts").examples() == examples
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"examples": [example(0, answer="x"), example(1)]},
+        {"views": [view(0), view(1, flac=b"other")]},
+        {"views": [view(0), view(1, voice="am_adam")]},
+        {"views": [view(0)]},
+    ],
+)
+def test_other_content_has_another_hash(tmp_path, change):
+    examples, views = [example(0), example(1)], [view(0), view(1)]
+    hashes = {
+        write(tmp_path / "a", examples, {("train", 0): views})["content_hash"],
+        write(tmp_path / "b", change.get("examples", examples), {("train", 0): change.get("views", views)})[
+            "content_hash"
+        ],
+    }
+    assert len(hashes) == 2
+
+
+def test_a_crash_while_a_shard_is_written_leaves_no_shard(tmp_path, monkeypatch):
+    writer = DatasetWriter(tmp_path, META)
+    writer.add_examples([example(1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(DataError, match="No space left"):
+            writer.commit_views("train", 0, [view(1)])
+    assert DatasetWriter(tmp_path, META).committed("train") == set()
+    (tmp_path / "views" / ".train-00000.parquet.99.tmp").write_bytes(b"half")
+    (tmp_path / "views" / "train-00000.parquet.partial").write_bytes(b"half")
+    assert DatasetWriter(tmp_path, META).committed("train") == set()
+    writer.commit_views("train", 0, [view(1)])
+    writer.finish()
+    assert [facts(v) for v in Dataset.open(tmp_path).views("train")] == [facts(view(1))]
+
+
+def test_a_dataset_that_grows_is_unfinished_until_it_is_finished_again(tmp_path):
+    write(tmp_path, [example(1)], {("train", 0): [view(1)]})
+    DatasetWriter(tmp_path, META).add_examples([example(1)])
+    Dataset.open(tmp_path)
+    writer = DatasetWriter(tmp_path, META)
+    writer.add_examples([example(2)])
+    with pytest.raises(DataError, match="no finished dataset"):
+        Dataset.open(tmp_path)
+    writer.finish()
+    assert len(Dataset.open(tmp_path).examples()) == 2
+
+
+def test_the_manifest_counts_voices_not_renderings(tmp_path):
+    views = [view(1, 0), view(1, 1, speed=1.2), view(1, 2, voice="am_adam"), view(2, 0, voice="bf_emma")]
+    manifest = write(tmp_path, [example(1), example(2), example(3, "test")], {("train", 0): views})
+    assert manifest["splits"]["train"] == {
+        "examples": 2,
+        "views": 4,
+        "seconds": 6.0,
+        "voices": ["af_heart", "am_adam", "bf_emma"],
+        "distinct_voices": 3,
+    }
+    assert manifest["splits"]["test"]["examples"] == 1
+    assert manifest["teacher"] == "tiny"
+
+
+def test_the_writer_refuses_what_does_not_fit(tmp_path):
+    writer = DatasetWriter(tmp_path, META)
+    writer.add_examples([example(1), example(9, "test")])
+    with pytest.raises(DataError, match="'e1' is already there with other content"):
+        writer.add_examples([example(1, answer="another")])
+    with pytest.raises(DataError, match="belongs to 'test'"):
+        writer.commit_views("train", 0, [view(9, split="test")])
+    with pytest.raises(DataError, match="does not fit"):
+        writer.commit_views("train", 0, [replace(view(1), spec=ViewSpec("af_heart", seed=2**63))])
+    writer.commit_views("train", 0, [view(1)])
+    with pytest.raises(DataError, match="already committed"):
+        writer.commit_views("train", 0, [view(1)])
+
+
+@pytest.mark.parametrize(
+    ("views", "problem"),
+    [
+        ([view(7)], "view e7/0 .* has no example"),
+        ([view(9)], "has an example of 'test'"),
+        ([view(1), view(1)], "e1/0 stands twice"),
+    ],
+)
+def test_finish_refuses_views_that_belong_nowhere(tmp_path, views, problem):
+    with pytest.raises(DataError, match=problem):
+        write(tmp_path, [example(1), example(9, "test")], {("train", 0): views})
+
+
+def test_damage_is_found_and_named(tmp_path):
+    write(tmp_path, [example(1)], {("train", 0): [view(1)]})
+    shard = tmp_path / "views/train-00000.parquet"
+    content = shard.read_bytes()
+    Dataset.open(tmp_path).verify()
+    shard.write_bytes(content.replace(b"flac 1 0", b"flac 1 1"))
+    with pytest.raises(DataError, match=r"train-00000.parquet is not what was written"):
+        Dataset.open(tmp_path).verify()
+    shard.write_bytes(content[:-20])
+    with pytest.raises(DataError, match=r"train-00000.parquet is damaged"):
+        Dataset.open(tmp_path).views("train")
+    shard.unlink()
+    with pytest.raises(DataError, match=r"lacks views/train-00000.parquet"):
+        Dataset.open(tmp_path)
+    (tmp_path / "examples-00000.jsonl").write_text('{"id": "e1"}\n')
+    with pytest.raises(DataError, match=r"examples-00000.jsonl line 1 is not an example"):
+        DatasetWriter(tmp_path, META)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest.json is damaged"):
+        Dataset.open(tmp_path)
+
+
+def test_a_rewritten_shard_is_read_anew(tmp_path):
+    write(tmp_path, [example(1)], {("train", 0): [view(1)]})
+    assert Dataset.open(tmp_path).views("train")[0].flac == b"flac 1 0"
+    (tmp_path / "views/train-00000.parquet").unlink()
+    write(tmp_path, [example(1)], {("train", 0): [view(1, flac=b"new")]})
+    assert Dataset.open(tmp_path).views("train")[0].flac == b"new"
