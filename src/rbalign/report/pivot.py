@@ -1,0 +1,105 @@
+"""Looking things up in results.json: the page's tables and figures ask here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+REFERENCES = ("text", "cascade", "self-cascade")
+LABELS = {
+    "chrf": "chrF",
+    "wordllama": "similarity (WordLlama)",
+    "similarity": "similarity (MiniLM)",
+    "similarity-answer": "similarity to y_ref",
+    "teacher-likelihood": "teacher likelihood",
+    "qa": "QA accuracy",
+    "flip-rate": "QA flip rate",
+    "nll": "NLL of y_ref",
+    "wer": "WER of heard",
+    "tokens": "tokens",
+    "truncated": "cut off",
+    "surprisal": "own surprisal",
+    "failed": "failed",
+}
+TABLE_ORDER = tuple(LABELS)
+HEADLINES = ("chrf", "wordllama", "qa")
+LOWER_IS_BETTER = {"nll", "wer", "flip-rate"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.json with questions asked of it."""
+
+    value: Mapping[str, Any]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Every result row."""
+        found: Sequence[Row] = self.value.get("rows", ())
+        return found
+
+    @property
+    def comparisons(self) -> Sequence[Row]:
+        """Every paired comparison."""
+        found: Sequence[Row] = self.value.get("comparisons", ())
+        return found
+
+    def arms(self) -> list[str]:
+        """Subjects in the order of the file, base first and the references last."""
+        names = list(dict.fromkeys(row["arm"] for row in self.rows))
+        middle = [name for name in names if name != "base" and name not in REFERENCES]
+        return [n for n in ("base",) if n in names] + middle + [n for n in reversed(REFERENCES) if n in names]
+
+    def trained(self) -> list[str]:
+        """Arms that were trained."""
+        return [name for name in self.arms() if name != "base" and name not in REFERENCES]
+
+    def find(self, arm: str, metric: str, task: str | None = None) -> Row | None:
+        """The pooled row of an arm; where one seed is all there is, that row."""
+        own = [r for r in self.rows if r["arm"] == arm and r["metric"] == metric and task in (None, r["task"])]
+        own = own if task else [row for row in own if "-" not in row["task"]]
+        return next((row for row in own if row["seed"] is None), own[0] if own else None)
+
+    def columns(self) -> list[tuple[str, str]]:
+        """(task, metric) of the main table's columns, headlines first."""
+        present = {(row["task"], row["metric"]) for row in self.rows if "-" not in row["task"]}
+        # Length, cuts and failures of open answers stand for all; the same columns of qa would repeat them.
+        order = [(t, m) for m in TABLE_ORDER for t in ("open", "qa", "nll") if (t, m) in present]
+        seen: set[str] = set()
+        kept = [(t, m) for t, m in order if not (m in seen or seen.add(m))]  # type: ignore[func-returns-value]
+        quiet = {("open", "failed")} if not any(row["value"] for row in self._all("failed")) else set()
+        return [pair for pair in kept if pair not in quiet]
+
+    def _all(self, metric: str) -> list[Row]:
+        return [row for row in self.rows if row["metric"] == metric]
+
+    def voices(self, metric: str) -> dict[str, dict[str, Row]]:
+        """Voice -> arm -> row."""
+        found: dict[str, dict[str, Row]] = {}
+        for row in self.rows:
+            if row["metric"].startswith(f"{metric}/voice:") and (row["seed"] is None or row["seed"] >= 0):
+                found.setdefault(row["voice"], {}).setdefault(row["arm"], row)
+        return dict(sorted(found.items()))
+
+    def embedders(self) -> list[str]:
+        """Embedders that consistency was measured with, the one that is nobody's reward first."""
+        names = {r["metric"].split(":")[1].split("/")[0] for r in self.rows if r["metric"].startswith("consistency:")}
+        return sorted(names, key=lambda name: (name == "minilm", name))
+
+
+def label(metric: str) -> str:
+    """A metric's name for people."""
+    return LABELS.get(metric, metric)
+
+
+def digits(metric: str) -> int:
+    """Digits after the point."""
+    return 1 if metric == "tokens" else 3
+
+
+def show(value: float | None, metric: str = "") -> str:
+    """A number for a table; a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits(metric)}f}"

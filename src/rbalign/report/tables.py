@@ -1,0 +1,183 @@
+"""The page's tables as plain values: numbers become strings here, and nowhere else. No HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rbalign.report.charts import colour
+from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
+
+NEUTRAL = {"tokens", "truncated", "surprisal", "failed"}
+
+
+def cell(row: Row | None, metric: str = "") -> dict[str, Any]:
+    """A value, its interval and its flags; an empty value where there is none."""
+    if row is None or row["value"] is None:
+        return {"value": "", "interval": "", "optimised": False, "best": False, "note": (row or {}).get("note", "")}
+    name = metric or row["metric"]
+    span = "" if row["ci_low"] is None else f"{show(row['ci_low'], name)} to {show(row['ci_high'], name)}"
+    return {
+        "value": show(row["value"], name),
+        "interval": span,
+        "optimised": row["optimised"],
+        "best": False,
+        "note": "",
+    }
+
+
+def main_table(results: Results) -> dict[str, Any]:
+    """Every arm and reference under every pooled metric."""
+    columns, lines = results.columns(), []
+    best = {column: _best(results, *column) for column in columns}
+    for arm in results.arms():
+        cells = []
+        for task, metric in columns:
+            made = cell(results.find(arm, metric, task))
+            made["best"] = arm == best[task, metric]
+            cells.append(made)
+        seeds = sorted({row["seed"] for row in results.rows if row["arm"] == arm and row["seed"] is not None})
+        lines.append(
+            {
+                "arm": arm,
+                "reference": arm in REFERENCES,
+                "colour": colour(arm, results.arms()),
+                "seeds": f"{len(seeds)} seeds" if len(seeds) > 1 else "",
+                "cells": cells,
+            }
+        )
+    heads = [{"label": label(m), "headline": m in HEADLINES, "hint": _hint(m)} for _, m in columns]
+    return {"columns": heads, "lines": lines}
+
+
+def _hint(metric: str) -> str:
+    return "" if metric in NEUTRAL else "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+
+
+def _best(results: Results, task: str, metric: str) -> str | None:
+    """The best of base and the trained arms that did not optimise the metric."""
+    if metric in NEUTRAL or metric == "wer":
+        return None
+    rows = [(arm, results.find(arm, metric, task)) for arm in ["base", *results.trained()]]
+    known = [(row["value"], arm) for arm, row in rows if row and row["value"] is not None and not row["optimised"]]
+    if len(known) < 2:
+        return None
+    return (min if metric in LOWER_IS_BETTER else max)(known)[1]
+
+
+def comparison_table(results: Results) -> list[dict[str, str | bool]]:
+    """Every paired comparison, headline ones first."""
+    rows = sorted(results.comparisons, key=lambda row: not row["headline"])
+    return [
+        {
+            "name": f"{row['a']} − {row['b']}",
+            "metric": label(row["metric"]),
+            "optimised": row["optimised"],
+            "difference": "–" if row["difference"] is None else f"{row['difference']:+.3f}",
+            "interval": "–" if row["ci_low"] is None else f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}",
+            "n": str(row["n"]),
+            "flips": _flips(row),
+            "sign_p": _p(row["sign_p"]),
+            "p": _p(row["p"]),
+            "p_holm": _p(row["p_holm"]),
+        }
+        for row in rows
+    ]
+
+
+def _flips(row: Row) -> str:
+    better, worse = (row["wins"], row["losses"])
+    if row["metric"] in LOWER_IS_BETTER:
+        better, worse = worse, better
+    return f"{better} / {worse} / {row['ties']}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def gap_table(results: Results) -> dict[str, Any]:
+    """Gap closed, per arm and metric."""
+    found = dict.fromkeys(row["metric"] for row in results.rows if row["metric"].startswith("gap-closed@"))
+    names = sorted((m.split("@")[1] for m in found), key=lambda m: (m not in HEADLINES, label(m)))
+    lines = []
+    for arm in results.arms():
+        rows = [results.find(arm, f"gap-closed@{name}") for name in names]
+        if any(rows):
+            lines.append({"arm": arm, "cells": [cell(row) for row in rows]})
+    return {"columns": [label(name) for name in names], "lines": lines}
+
+
+def consistency_table(results: Results) -> list[dict[str, Any]]:
+    """Headline, raw, floor and ceiling of each arm under each embedder."""
+    lines = []
+    for embedder in results.embedders():
+        for arm in results.arms():
+            pieces = ("headline", "raw", "floor", "ceiling")
+            rows = [results.find(arm, f"consistency:{embedder}/{piece}", "open") for piece in pieces]
+            if any(rows):
+                lines.append({"arm": arm, "embedder": embedder, "cells": [cell(row) for row in rows]})
+    return lines
+
+
+def voice_tables(results: Results) -> list[dict[str, Any]]:
+    """One table for each headline metric: voices down, arms across."""
+    blocks = []
+    for metric in HEADLINES:
+        voices = results.voices(metric)
+        if voices:
+            arms = [arm for arm in results.arms() if any(arm in rows for rows in voices.values())]
+            lines = [
+                {"voice": voice, "cells": [cell(rows.get(arm), metric) for arm in arms]}
+                for voice, rows in voices.items()
+            ]
+            blocks.append({"metric": label(metric), "arms": arms, "lines": lines})
+    return blocks
+
+
+def verdict(results: Results) -> list[dict[str, str]]:
+    """What the headline numbers say, in sentences; an interval that holds zero is called open."""
+    lines = [_sentence(row) for row in results.comparisons if row["headline"] and row["difference"] is not None]
+    gaps = [
+        row
+        for row in results.comparisons
+        if (row["a"], row["b"]) == ("text", "base") and row["metric"] in HEADLINES and row["ci_low"] is not None
+    ]
+    for row in gaps:
+        there = row["ci_low"] > 0 or row["ci_high"] < 0
+        words = "reading beats hearing by" if there and row["difference"] > 0 else "reading minus hearing is"
+        span = f"{row['difference']:+.3f} (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+        lines.insert(0, {"kind": "plain", "text": f"Before alignment, on {label(row['metric'])}, {words} {span}."})
+    return lines or [{"kind": "plain", "text": "No headline comparison could be made from these results."}]
+
+
+def _sentence(row: Row) -> dict[str, str]:
+    sure = row["ci_low"] > 0 or row["ci_high"] < 0
+    better = (row["difference"] > 0) == (row["metric"] not in LOWER_IS_BETTER)
+    kind = "open" if not sure else "up" if better else "down"
+    words = "no clear difference to" if not sure else "better than" if better else "worse than"
+    span = f"{row['difference']:+.3f}, 95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
+    text = f"{row['a']} is {words} {row['b']} on {label(row['metric'])}: {span}, adjusted p {_p(row['p_holm'])}."
+    return {"kind": kind, "text": text.replace("is no clear difference to", "shows no clear difference to")}
+
+
+def family_size(results: Results) -> int:
+    """How many comparisons the Holm adjustment covers."""
+    return sum(bool(row["headline"]) for row in results.comparisons)
+
+
+def curve_names(logs: Sequence[Sequence[Row]]) -> list[str]:
+    """Training quantities worth a figure: the known ones that any log has."""
+    known = (
+        "loss",
+        "pair_loss",
+        "ce_loss",
+        "margin",
+        "reward",
+        "kl",
+        "gradient_norm",
+        "grad_norm",
+        "length_difference",
+    )
+    present = {name for rows in logs for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    return [name for name in known if name in present]
