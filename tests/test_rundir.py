@@ -74,6 +74,7 @@ def test_a_fork_takes_over_matching_finished_stages_and_leaves_the_source_alone(
         atomic_write(run.path("arms", "sft-s0", "metrics.jsonl"), "{}\n")
         atomic_write(run.path("arms", "kd-s0", "metrics.jsonl"), "{}\n")
         run.stage("align", {"beta": 0.1}, {"dataset": "abc"})
+        run.stage("eval", {}, {})
     before = (tmp_path / "base" / "status.json").read_bytes()
 
     changed = load_recipe_from(tmp_path, 0.2)
@@ -84,7 +85,8 @@ def test_a_fork_takes_over_matching_finished_stages_and_leaves_the_source_alone(
         assert fork.stage("align/sft-s0", {"beta": 0.1}, {"dataset": "abc"}).done
         assert fork.path("arms", "sft-s0", "metrics.jsonl").exists()
         assert not fork.path("arms", "kd-s0").exists(), "only the files of the part that matched"
-        assert not fork.stage("align", {"beta": 0.2}, {"dataset": "abc"}).done, "began, but never finished"
+        assert not fork.stage("align", {"beta": 0.2}, {"dataset": "abc"}).done
+        assert not fork.stage("eval", {}, {}).done, "began there, but never finished"
     with RunDir.open(tmp_path, changed, fork="warmer") as fork:
         assert fork.stage("synth", SYNTH, {}).done, "the same command goes on with the fork"
         assert load_recipe(fork.path("recipe.toml")).name == "warmer"

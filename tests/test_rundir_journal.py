@@ -183,7 +183,8 @@ def test_a_damaged_line_inside_is_named_and_nothing_is_cut(tmp_path: Path) -> No
     assert path.read_bytes() == before
 
 
-texts = st.text(st.characters(), max_size=20)  # surrogates, line separators and NULs too
+# Line separators, NULs, and lone surrogates, which have no UTF-8 but may come out of a broken decoder.
+texts = st.text(st.characters(exclude_categories=[]), max_size=20)
 
 
 @given(st.lists(st.tuples(st.text("abc", max_size=2), texts), max_size=12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,7 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
         if not word.startswith("--"):
             recipes.append(word)
             continue
+        _check_option(word)
         overrides.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))
@@ -65,6 +67,14 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
         given = f"{len(recipes)} recipes: {', '.join(recipes)}" if recipes else "no recipe"
         raise UsageError(f"given {given}", "give one; overrides are written --section.key value")
     return recipes[0], overrides
+
+
+def _check_option(word: str) -> None:
+    """A misspelt option would else be taken for a key of the recipe, and its message speak of keys alone."""
+    name = word.split("=")[0].replace("_", "-")
+    close = difflib.get_close_matches(name, ("--runs", "--fork", "--dry-run", "--help"), n=1, cutoff=0.8)
+    if "." not in name and close:
+        raise UsageError(f"unknown option {word}", f"did you mean {close[0]}?")
 
 
 def execute(
@@ -77,11 +87,11 @@ def execute(
     from rbalign.stages.chain import chain
 
     loaded = load_recipe(recipe, overrides)
+    # Planned from a run that is only looked at: what is refused here leaves no folder behind.
+    look = RunDir.look(runs, loaded, fork)
+    show.plan(chain(look.recipe, look, only, dry_run=True), look.folder)
     if dry_run:
-        look = RunDir.look(runs, loaded, fork)
-        show.plan(chain(look.recipe, look, only, dry_run=True), look.folder)
         return
     with RunDir.open(runs, loaded, fork) as run:
-        show.plan(chain(run.recipe, run, only, dry_run=True), run.folder)
         chain(run.recipe, run, only, say=typer.echo)
         show.ending(run.folder, results=only in (None, "eval"))

@@ -98,6 +98,10 @@ class RunDir:
         entry = self.status["stages"].get(stage, {})
         return dict(entry["outputs"]) if entry.get("state") == "done" else None
 
+    def key(self, stage: str) -> str:
+        """The hash of the settings and inputs that a stage was started with."""
+        return str(self.status["stages"][stage]["key"])
+
     def stage(
         self, name: str, section: Mapping[str, Any], inputs: Mapping[str, str], repeat: bool = False
     ) -> StageHandle:
@@ -147,10 +151,10 @@ class RunDir:
         entry: dict[str, Any] = _read_status(folder, None)["stages"].get(name, {})
         if entry.get("state") != "done" or entry["key"] != key:
             return None
+        self.status["stages"][name] = entry | {"taken_from": source}
         if self._lock is not None:
             for file in _stage_files(folder, name):
                 _link(file, self.folder / file.relative_to(folder))
-            self.status["stages"][name] = entry | {"taken_from": source}
             self.write_status()
         return entry
 

@@ -109,7 +109,8 @@ def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir) -> Stag
         outputs = run.outputs(earlier)
         if outputs is None:
             return None
-        inputs |= {f"{earlier}.{name}": value for name, value in outputs.items()}
+        # The key too: a stage whose outputs say too little must not pass for unchanged in a fork.
+        inputs |= {f"{earlier}.key": run.key(earlier)} | {f"{earlier}.{name}": outputs[name] for name in outputs}
     outside = getattr(module, "inputs", None)
     if outside is not None:
         inputs |= outside(recipe)
