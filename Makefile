@@ -13,7 +13,7 @@ BIN           := $(VENV)/bin
 STAMP         := $(VENV)/.rba-installed
 UV            := $(shell command -v uv)
 
-.PHONY: dev check test quickstart e2e bench lock clean
+.PHONY: dev assets check test quickstart e2e bench lock clean
 .DEFAULT_GOAL := dev
 
 dev: $(STAMP)
@@ -37,13 +37,17 @@ else
 endif
 	touch $@
 
-quickstart: dev
+# What is in the cache already costs nothing; the first time about 500 MB come, sizes and licences shown before.
+assets: dev
+	$(BIN)/rba assets fetch
+
+quickstart: assets
 	$(BIN)/rba run quickstart
 
-test: dev
-	$(BIN)/pytest
+test: assets
+	$(BIN)/pytest -m "not slow"
 
-e2e: dev
+e2e: assets
 	$(BIN)/pytest -m "slow or not slow"
 
 check: dev
@@ -52,7 +56,7 @@ check: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: dev
+bench: assets
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 # Universal: one lock for every platform and Python from 3.11 on. Torch and what only it brings (triton, nvidia-*,
