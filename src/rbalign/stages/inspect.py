@@ -1,0 +1,102 @@
+"""What is in a dataset or a run, read from its files; works while a run is being written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rbalign.data.dataset import MANIFEST, Dataset
+from rbalign.errors import DataError, UsageError
+from rbalign.rundir.journal import read_rows
+
+EXAMPLES_PER_CAUSE = 2
+
+
+@dataclass(slots=True)
+class Inspection:
+    """Rows of words, ready to be shown as tables."""
+
+    lines: list[str] = field(default_factory=list)
+    stages: list[list[str]] = field(default_factory=list)
+    """Name, state, since when."""
+    splits: list[list[str]] = field(default_factory=list)
+    """Name, instructions, views, hours, distinct voices (other speeds of a voice are the same voice)."""
+    bytes: int = 0
+    """Disk space of the dataset."""
+    drops: list[list[str]] = field(default_factory=list)
+    """Cause, how many, texts that fell to it."""
+    examples: list[list[str]] = field(default_factory=list)
+    """Id, split, instruction, answer."""
+
+
+def look_at(place: Path, rows: int = 5) -> Inspection:
+    """Look at a dataset folder or a run folder; at most `rows` examples. UsageError if it is neither."""
+    found = Inspection()
+    is_run = (place / "status.json").is_file()
+    if not is_run and not (place / MANIFEST).is_file():
+        raise UsageError(f"{place} is neither a run nor a dataset", "give a folder with status.json or manifest.json")
+    if is_run:
+        _run(place, found)
+    folder = place / "data" if is_run else place
+    dataset = Dataset.open(folder) if (folder / MANIFEST).is_file() else None
+    if dataset is not None:
+        _dataset(dataset, rows, found)
+    else:
+        found.lines.append("no finished dataset in it")
+    _drops(folder, dataset, found)
+    return found
+
+
+def _run(place: Path, found: Inspection) -> None:
+    try:
+        status = json.loads((place / "status.json").read_text(encoding="utf-8"))
+        if status["forked_from"]:
+            found.lines.append(f"forked from {status['forked_from']}")
+        for name, entry in status["stages"].items():
+            taken = f", taken from {entry['taken_from']}" if "taken_from" in entry else ""
+            since = entry.get("finished", entry["started"])
+            found.stages.append([name, entry["state"] + taken, since])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{place / 'status.json'} is not the status of a run", "give another folder") from None
+
+
+def _dataset(dataset: Dataset, rows: int, found: Inspection) -> None:
+    manifest = dataset.manifest
+    for key in ("teacher", "seed", "content_hash"):
+        if key in manifest:
+            found.lines.append(f"{key.replace('_', ' ')}: {manifest[key]}")
+    for split, summary in manifest["splits"].items():
+        counts = [f"{summary['examples']:,}", f"{summary['views']:,}", f"{summary['seconds'] / 3600:.2f}"]
+        found.splits.append([split, *counts, str(summary["distinct_voices"])])
+        found.lines.append(f"{split} voices: {', '.join(summary['voices']) or 'none'}")
+    found.bytes = sum((dataset.folder / name).stat().st_size for name in manifest["files"])
+    for example in dataset.examples()[:rows]:
+        found.examples.append([example.id, str(example.split), example.instruction, example.answer or ""])
+
+
+def _drops(folder: Path, dataset: Dataset | None, found: Inspection) -> None:
+    """Causes counted in the manifest, or so far; the texts come from synth's journals."""
+    texts: dict[str, list[str]] = {}
+    counts: Counter[str] = Counter()
+    for draft in read_rows(folder / "drafts.jsonl"):
+        for item in draft["items"]:
+            if item["cause"] is not None:
+                counts[item["cause"]] += 1
+                texts.setdefault(item["cause"], []).append(item["text"])
+    if dataset is not None and "dropped" in dataset.manifest:
+        counts = Counter(dataset.manifest["dropped"])
+    for row in read_rows(folder / "unspoken.jsonl"):
+        cause = f"unspoken: {row['reason']}"
+        counts[cause] += 1
+        texts.setdefault(cause, []).append(f"{row['id']} by {row['voice']}")
+    for cause, count in counts.most_common():
+        found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])[:EXAMPLES_PER_CAUSE]))])
+
+
+def _short(text: Any, width: int = 70) -> str:
+    """One line of at most `width` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,81 @@
+"""`rba inspect`: counts, voices, drops with their texts, a few rows."""
+
+from pathlib import Path
+
+import pytest
+
+from rbalign.cli.main import run_command
+from rbalign.config.recipe import Recipe
+from rbalign.data.dataset import DatasetWriter
+from rbalign.errors import UsageError
+from rbalign.rundir.journal import Journal
+from rbalign.rundir.run import RunDir
+from rbalign.stages.inspect import look_at
+from rbalign.types import Example, View, ViewSpec
+
+
+def write_dataset(folder: Path) -> None:
+    import numpy as np
+
+    from rbalign.audio.io import to_flac
+
+    flac = to_flac(np.zeros(1600, dtype=np.float32), 16000)
+    writer = DatasetWriter(folder, {"teacher": "t", "recipe": "r", "dropped": {"too-long": 1234, "near-duplicate": 2}})
+    writer.add_examples([Example(f"e{i}", "train", f"Say [b]{i}[/b].", f"say {i}", f"Answer {i}") for i in range(3)])
+    specs = [ViewSpec("af_heart"), ViewSpec("af_heart", speed=1.1), ViewSpec("am_adam")]
+    writer.commit_views("train", 0, [View(f"e{i}", i, "train", spec, 1200.0, flac) for i, spec in enumerate(specs)])
+    writer.finish()
+
+
+def write_journals(folder: Path) -> None:
+    long = {"text": "word " * 60, "cause": "too-long", "answer": None}
+    kept = {"text": "fine", "cause": None, "answer": "yes"}
+    with Journal(folder / "drafts.jsonl") as journal:
+        journal.append([{"id": "0", "items": [long, kept]}, {"id": "1", "items": [{**long, "text": "so\nlong"}]}])
+    with Journal(folder / "unspoken.jsonl") as journal:
+        journal.append([{"id": "e1/0", "voice": "am_adam", "reason": "no phonemes"}])
+
+
+def test_a_dataset_shows_counts_distinct_voices_and_rows(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    found = look_at(tmp_path, rows=2)
+    assert found.splits == [["train", "3", "3", "1.00", "2"]], "another speed of a voice is no other voice"
+    assert "train voices: af_heart, am_adam" in found.lines
+    assert [row[0] for row in found.examples] == ["e0", "e1"]
+    assert found.bytes > 0
+    assert found.drops == [["too-long", "1,234", ""], ["near-duplicate", "2", ""]]
+
+
+def test_a_run_shows_stages_and_texts_that_were_dropped(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, Recipe(name="demo")) as run:
+        run.stage("synth", {}, {}).finish({"dataset": "x"})
+        write_dataset(run.path("data"))
+        write_journals(run.path("data"))
+    found = look_at(tmp_path / "demo")
+    assert [row[:2] for row in found.stages] == [["synth", "done"]]
+    cause, count, texts = found.drops[0]
+    assert (cause, count) == ("too-long", "1,234")
+    assert texts.endswith("… | so long")
+    assert found.drops[-1] == ["unspoken: no phonemes", "1", "e1/0 by am_adam"]
+
+
+def test_a_run_in_the_middle_of_synth_shows_what_was_dropped_so_far(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path, Recipe(name="demo")) as run:
+        run.stage("synth", {}, {})
+        write_journals(run.path("data"))
+        found = look_at(run.folder)
+    assert found.drops[0][:2] == ["too-long", "2"]
+    assert "no finished dataset in it" in found.lines
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a run nor a dataset"):
+        look_at(tmp_path)
+
+
+def test_the_command_shows_texts_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path)
+    assert run_command(["inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Say [b]0[/b]." in out
+    assert "near-duplicate" in out
