@@ -97,7 +97,7 @@ def make_run(folder: Path, instructions: int = 40, seed: int = 0) -> Path:
     scores, answers = {}, {}
     item = generator.normal(0, 0.08, instructions)
     for arm, mean in QUALITY.items():
-        name, _, number = arm.partition("-s")
+        name, _, number = arm.rpartition("-s")
         name, key = (name, int(number)) if number.isdigit() else (arm, None)
         drawn, marks = [], []
         for i, example in enumerate(examples):
@@ -138,7 +138,7 @@ def make_run(folder: Path, instructions: int = 40, seed: int = 0) -> Path:
 
     ids = [example.id for example in examples]
     evidence = Evidence(subjects, {"open": ids}, scores, answers, {"words": embed}, {"open": "made up"})
-    results = build(evidence, resamples=300, seed=0)
+    results = build(evidence, resamples=1000, seed=0)
     (folder / "results.json").write_text(json.dumps(results))
     recipe = Recipe.model_validate({"name": folder.name, "description": f"made up {EVIL}", "align": {}, "report": {}})
     (folder / "recipe.toml").write_text(dump_recipe(recipe))

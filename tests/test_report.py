@@ -136,7 +136,9 @@ def test_numbers_on_the_page_are_those_of_results(run, page):
     assert f"{row['value']:.3f}" in page
     text = "\n".join(line["text"] for line in tables.verdict(results))
     assert "reading beats hearing by +0.1" in text
-    assert "rba-group is better than base on chrF" in text
+    assert "rba-group against base: chrF better, +0.0" in text
+    assert "rba-group against sft" in text
+    assert "sft against kd" not in text
     marked = tables.main_table(results)
     likelihood = [c["label"] for c in marked["columns"]].index("teacher likelihood")
     flags = {line["arm"]: line["cells"][likelihood]["optimised"] for line in marked["lines"]}
@@ -147,18 +149,15 @@ def test_numbers_on_the_page_are_those_of_results(run, page):
 
 
 def test_a_verdict_does_not_claim_what_is_open():
-    row = {
-        "a": "sft", "b": "base", "metric": "chrf", "difference": 0.01, "ci_low": -0.01, "ci_high": 0.03,
-        "headline": True, "p_holm": 0.4,
-    }  # fmt: skip
-    line = tables._sentence(row)
+    row = {"metric": "chrf", "difference": 0.05, "ci_low": 0.01, "ci_high": 0.09, "p_holm": 0.06}
+    line = tables._sentence("sft", "base", [row])
     assert line["kind"] == "open"
     assert "no clear difference" in line["text"]
-    worse = tables._sentence({**row, "difference": -0.05, "ci_low": -0.08, "ci_high": -0.02})
-    assert worse["kind"] == "down"
-    assert "worse than" in worse["text"]
-    nll = tables._sentence({**row, "metric": "nll", "difference": -0.05, "ci_low": -0.08, "ci_high": -0.02})
-    assert nll["kind"] == "up"
+    sure = {**row, "p_holm": 0.01}
+    assert tables._sentence("sft", "base", [sure, row])["kind"] == "up"
+    assert tables._sentence("sft", "base", [{**sure, "difference": -0.05}])["kind"] == "down"
+    assert tables._sentence("sft", "base", [sure, {**sure, "difference": -0.05}])["kind"] == "open"
+    assert tables._sentence("sft", "base", [{**sure, "metric": "wer", "difference": -0.05}])["kind"] == "up"
 
 
 def test_missing_and_damaged_results_are_named(tmp_path):

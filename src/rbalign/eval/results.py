@@ -200,7 +200,9 @@ def compare_all(evidence: Evidence, boots: Mapping[str, Bootstrap]) -> list[dict
     trained = [subject for subject in evidence.subjects if subject.seeds]
     found: list[dict[str, Any]] = []
     for ours in trained:
-        for theirs in (named[name] for name in (BASE, "sft", "kd") if name in named and name != ours.name):
+        # kd - sft says all that sft - kd would: a doubled pair would only inflate the adjustment.
+        rivals = (BASE,) if ours.name == "sft" else (BASE, "sft") if ours.name == "kd" else (BASE, "sft", "kd")
+        for theirs in (named[name] for name in rivals if name in named):
             found += _pairs(evidence, boots, (ours, ""), (theirs, ""))
         if TEXT in named:
             found += _pairs(evidence, boots, (ours, "-text"), (named[TEXT], ""))

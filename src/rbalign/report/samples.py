@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.keys import Key
-from rbalign.report.charts import colour
+from rbalign.report.charts import COLOURS, colour
 from rbalign.report.pivot import REFERENCES
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.journal import read_rows
@@ -68,7 +68,8 @@ def _item(task: str, example: Example, views: Sequence[int], answers: Answers, w
 
 def _view(example: str, view: int, answers: Answers, wrong: Answers) -> dict[str, Any]:
     own = answers[example, view]
-    order = sorted(own, key=lambda arm: (arm != "base", arm in REFERENCES, arm))
+    places = {name: place for place, name in enumerate(COLOURS)}
+    order = sorted(own, key=lambda arm: (places.get(_objective(arm), len(places)), arm))
     shown = [_answer(arm, own[arm]) for arm in order]
     shown += [_answer(f"{arm} on wrong audio", row) for arm, row in sorted(wrong.get((example, view), {}).items())]
     hearing = next((row for arm, row in sorted(own.items()) if arm not in REFERENCES and row["heard"] is not None), {})
@@ -86,8 +87,13 @@ def _view(example: str, view: int, answers: Answers, wrong: Answers) -> dict[str
 def _answer(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     notes = [] if row["score"] is None else [f"{row['score']:.2f}"]
     notes += {"length": ["cut"], "error": ["failed"]}.get(row["stop"], [])
-    shade = colour(re.sub(r"-s\d+( on wrong audio)?$", "", name))
+    shade = colour(_objective(name.removesuffix(" on wrong audio")))
     return {"name": name, "text": row["error"] or row["answer"], "note": ", ".join(notes), "colour": shade}
+
+
+def _objective(arm: str) -> str:
+    """The arm's name without its seed: `rba-single-s0` -> `rba-single`."""
+    return re.sub(r"-s\d+$", "", arm)
 
 
 def _gains(example: str, views: Sequence[int], answers: Answers) -> dict[str, float]:

@@ -136,29 +136,43 @@ def voice_tables(results: Results) -> list[dict[str, Any]]:
 
 
 def verdict(results: Results) -> list[dict[str, str]]:
-    """What the headline numbers say, in sentences; an interval that holds zero is called open."""
-    lines = [_sentence(row) for row in results.comparisons if row["headline"] and row["difference"] is not None]
-    gaps = [
-        row
-        for row in results.comparisons
-        if (row["a"], row["b"]) == ("text", "base") and row["metric"] in HEADLINES and row["ci_low"] is not None
-    ]
-    for row in gaps:
-        there = row["ci_low"] > 0 or row["ci_high"] < 0
-        words = "reading beats hearing by" if there and row["difference"] > 0 else "reading minus hearing is"
-        span = f"{row['difference']:+.3f} (95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-        lines.insert(0, {"kind": "plain", "text": f"Before alignment, on {label(row['metric'])}, {words} {span}."})
+    """What the headline numbers say, one line for each pair of arms; what adjusted p leaves open is called open."""
+    lines = []
+    for row in results.comparisons:
+        if (row["a"], row["b"]) == ("text", "base") and row["metric"] in HEADLINES and row["ci_low"] is not None:
+            clear = "reading beats hearing by" if row["ci_low"] > 0 else "reading minus hearing is"
+            words = f"Before alignment, {label(row['metric'])}: {clear} {_signed(row)}."
+            lines.append({"kind": "plain", "text": words})
+    pairs: dict[tuple[str, str], list[Row]] = {}
+    for row in results.comparisons:
+        if row["headline"] and row["difference"] is not None:
+            pairs.setdefault((row["a"], row["b"]), []).append(row)
+    lines += [_sentence(ours, theirs, rows) for (ours, theirs), rows in pairs.items()]
     return lines or [{"kind": "plain", "text": "No headline comparison could be made from these results."}]
 
 
-def _sentence(row: Row) -> dict[str, str]:
-    sure = row["ci_low"] > 0 or row["ci_high"] < 0
-    better = (row["difference"] > 0) == (row["metric"] not in LOWER_IS_BETTER)
-    kind = "open" if not sure else "up" if better else "down"
-    words = "no clear difference to" if not sure else "better than" if better else "worse than"
-    span = f"{row['difference']:+.3f}, 95 % interval {row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
-    text = f"{row['a']} is {words} {row['b']} on {label(row['metric'])}: {span}, adjusted p {_p(row['p_holm'])}."
-    return {"kind": kind, "text": text.replace("is no clear difference to", "shows no clear difference to")}
+def _sentence(ours: str, theirs: str, rows: Sequence[Row]) -> dict[str, str]:
+    found = [_direction(row) for row in rows]
+    kind = (
+        "up" if "up" in found and "down" not in found else "down" if "down" in found and "up" not in found else "open"
+    )
+    words = {"up": "better", "down": "worse", "open": "no clear difference"}
+    parts = [
+        f"{label(row['metric'])} {words[direction]}, {_signed(row)}, adjusted p {_p(row['p_holm'])}"
+        for row, direction in zip(rows, found, strict=True)
+    ]
+    return {"kind": kind, "text": f"{ours} against {theirs}: {'; '.join(parts)}."}
+
+
+def _direction(row: Row) -> str:
+    """up or down only where the Holm-adjusted p-value is below 0.05."""
+    if row["p_holm"] is None or row["p_holm"] >= 0.05:
+        return "open"
+    return "up" if (row["difference"] > 0) == (row["metric"] not in LOWER_IS_BETTER) else "down"
+
+
+def _signed(row: Row) -> str:
+    return f"{row['difference']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
 
 
 def family_size(results: Results) -> int:

@@ -1,0 +1,29 @@
+"""`rba report`: the run folder as one static page. Reads files only; seconds, no model, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import ReportConfig
+from rbalign.report.page import build
+from rbalign.rundir.files import sha256_file
+from rbalign.rundir.run import RunDir
+from rbalign.stages.base import Plan, PlanRow
+
+SECONDS = 8.0
+"""Nine figures and 60 cards on one core."""
+BYTES_PER_CLIP = 65_000
+
+
+def plan(recipe: Recipe, run: RunDir) -> Plan:
+    """One page, and the clips that it shows (four views an instruction, open answers and questions)."""
+    config = recipe.report or ReportConfig()
+    clips = config.samples * 6 if config.audio else 0
+    return Plan((PlanRow("write the page", 1, SECONDS, clips * BYTES_PER_CLIP),))
+
+
+def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
+    """Write `report/index.html` anew, with samples and clips beside it."""
+    page = build(run.folder, recipe.report or ReportConfig())
+    return {"index.html": sha256_file(page)}
