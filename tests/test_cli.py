@@ -40,11 +40,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def module(name: str) -> SimpleNamespace:
         def run(recipe, run):
             ran.append(f"{name} beta={recipe.align.beta}")
-            rows = [
-                {"arm": arm, "task": "open", "metric": "chrf", "value": 0.25, "ci_low": 0.2, "ci_high": 0.3,
-                 "optimised": arm == "sft"}
-                for arm in ("base", "sft")
-            ]  # fmt: skip
+            row = {"task": "open", "metric": "chrf", "value": 0.25, "ci_low": 0.2, "ci_high": 0.3, "seed": None}
+            rows = [{**row, "arm": arm, "optimised": arm == "sft"} for arm in ("base", "sft")]
             run.path("results.json").write_text(json.dumps({"rows": rows}))
             return {"hash": name}
 
@@ -150,8 +147,9 @@ def test_a_run_prints_plan_table_and_where_to_look(
     assert "1,234" in out
     assert "4 h 20 min" in out
     assert "20 MB" in out
-    assert "0.250 [0.200, 0.300]*" in out
+    assert "0.250* (0.200 to 0.300)" in out
     assert str(tmp_path / "smoke") in out
+    assert "No headline comparison could be made" in out
     assert rba("run", *words) == 0
     assert "finished before, skipped" in capsys.readouterr().out
 

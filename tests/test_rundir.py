@@ -256,3 +256,26 @@ def test_durations_read_well() -> None:
     assert [progress_module.duration(s) for s in (-1, 8.4, 89, 200, 3900, 9000)] == [
         "0 s", "8 s", "89 s", "3 min", "1 h 05 min", "2 h 30 min",
     ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_there_is_one_bar_that_ends_full() -> None:
+    import pty
+
+    program = """
+from rbalign.rundir.progress import progress
+with progress(40, "speak", done=10, unit="clips") as advance:
+    for _ in range(3):
+        advance(10)
+"""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", program], stderr=theirs, stdout=subprocess.PIPE, env=environment)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert done.stdout == b""
+    last = next(line for line in reversed(shown.splitlines()) if "speak" in line)
+    assert "40/40" in last
+    assert "clips" in last

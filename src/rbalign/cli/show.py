@@ -58,19 +58,25 @@ def ending(folder: Path, results: bool) -> None:
 
 
 def headline_table(results: dict[str, Any]) -> None:
-    """One line for each arm, one column for each task and metric, values with 95 % intervals over instructions."""
-    rows = [row for row in results["rows"] if row["value"] is not None and is_plain(row["metric"])]
-    columns = list(dict.fromkeys((row["task"], row["metric"]) for row in rows if "-" not in row["task"]))
-    cells: dict[tuple[str, str, str], str] = {}
-    for row in rows:
-        mark = "*" if row["optimised"] else ""
-        cells.setdefault((row["arm"], row["task"], row["metric"]), f"{interval(row)}{mark}")
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    """The page's main table, with intervals where a metric may carry a claim, and what it says in words."""
+    from rbalign.report.pivot import Results
+    from rbalign.report.tables import main_table, verdict
+
+    asked = Results(results)
+    made = main_table(asked)
+    headlines = [column["headline"] for column in made["columns"]]
     table(
         "Held-out results (95 % intervals over instructions; * = this arm's loss optimises it)",
-        ["arm", *(f"{task} {metric}" for task, metric in columns)],
-        [[arm, *(cells.get((arm, *column), "") for column in columns)] for arm in arms],
+        ["arm", *(column["label"] for column in made["columns"])],
+        [[line["arm"], *map(_cell, line["cells"], headlines)] for line in made["lines"]],
     )
+    for line in verdict(asked):
+        typer.echo(line["text"])
+
+
+def _cell(cell: dict[str, Any], headline: bool) -> str:
+    interval = f" ({cell['interval']})" if headline and cell["interval"] else ""
+    return f"{cell['value']}{'*' if cell['optimised'] else ''}{interval}"
 
 
 def is_plain(metric: str) -> bool:
