@@ -1,0 +1,231 @@
+"""A decode loop for Llama-class models: preallocated cache, fused projections, shared prefix once, finished rows out.
+
+Floor for SmolLM2-135M in float32: 2 x 134.5 M multiply-adds a token, so about 700 tokens a second where matrix
+products reach 190 GFLOP/s on two cores. benchmarks/sampler.py measures the distance and the ratio to `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rbalign.errors import UsageError
+from rbalign.keys import Key
+from rbalign.lm.sampler import Prompts, Sample, SamplingParams, cut, draw, embed, flat_keys, group_by_row
+
+COMPACT_BELOW = 0.75
+"""Finished rows leave the batch once fewer than this share still runs: copying the cache costs about one step."""
+
+
+@dataclass(slots=True)
+class _Layer:
+    """Weights of one block, transposed for `x @ w`: qkv (D, (H+2K)d), out (Hd, D), gate_up (D, 2F), down (F, D)."""
+
+    norm_attention: Tensor
+    norm_mlp: Tensor
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(slots=True)
+class _Cache:
+    """Keys and values of every layer (L, B, K, C, d), the mask of real positions (B, C), and how many are filled."""
+
+    keys: Tensor
+    values: Tensor
+    real: Tensor
+    filled: int
+
+    def take(self, rows: Tensor) -> _Cache:
+        """The same cache for a selection (or repetition) of rows."""
+        return _Cache(self.keys[:, rows], self.values[:, rows], self.real[rows], self.filled)
+
+
+class FusedSampler:
+    """Keyed sampling from a Llama-class causal LM; merged LoRA weights are copied at `refresh()`."""
+
+    def __init__(self, model: Any) -> None:
+        if not self.supports(model):
+            raise UsageError(
+                f"the fused sampler knows Llama-class models, not {model.config.model_type!r}", "use GenerateSampler"
+            )
+        self.model = model
+        self.decoder = model.get_decoder()
+        config = model.config
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.epsilon = config.rms_norm_eps
+        self.prefix_passes = 0
+        self.refresh()
+
+    @staticmethod
+    def supports(model: Any) -> bool:
+        """Llama blocks without biases: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+        config = model.config
+        return bool(
+            config.model_type == "llama"
+            and not getattr(config, "attention_bias", False)
+            and not getattr(config, "mlp_bias", False)
+        )
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the current weights, LoRA merged in."""
+        self.layers = [
+            _Layer(
+                norm_attention=layer.input_layernorm.weight,
+                norm_mlp=layer.post_attention_layernorm.weight,
+                qkv=_fused(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                out=_fused(layer.self_attn.o_proj),
+                gate_up=_fused(layer.mlp.gate_proj, layer.mlp.up_proj),
+                down=_fused(layer.mlp.down_proj),
+            )
+            for layer in self.decoder.layers
+        ]
+        head = self.model.get_output_embeddings()
+        self.head = _merged(head).t()
+
+    @torch.no_grad()
+    def sample(self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]]) -> list[list[Sample]]:
+        """See `Sampler`. A row's prompt is computed once, whatever the number of its samples."""
+        owners, digests = flat_keys(keys)
+        if not owners:
+            return [[] for _ in keys]
+        used = sorted(set(owners))
+        cache, hidden = self._prefill(prompts, used, params.max_new_tokens)
+        place = {row: i for i, row in enumerate(used)}
+        repeat = torch.tensor([place[row] for row in owners])
+        logits = hidden[repeat] @ self.head
+        if len(used) != len(owners):
+            cache = cache.take(repeat)
+        ids, logprobs = self._decode(cache, logits, params, digests)
+        samples = [cut(ids[i], logprobs[i], params.stop_ids) for i in range(len(owners))]
+        return group_by_row(samples, owners, len(keys))
+
+    def _prefill(self, prompts: Prompts, used: list[int], new_tokens: int) -> tuple[_Cache, Tensor]:
+        """Cache of the shared prefix (computed once) and the left-padded rows, and the last hidden state (B, D)."""
+        shared = embed(self.model, prompts.shared) if prompts.shared is not None else None
+        rows = [embed(self.model, prompts.rows[row]) for row in used]
+        start = 0 if shared is None else len(shared)
+        width = max(len(row) for row in rows)
+        if width == 0 and start == 0:
+            raise UsageError("a prompt is empty", "give at least one token before the completion")
+        cache = self._new_cache(1 if start else len(rows), start + width + new_tokens)
+        hidden = None
+        if shared is not None and start:
+            self.prefix_passes += 1
+            cache.real[:, :start] = True
+            hidden = self._forward(shared[None], cache, torch.arange(start)[None])
+            cache, hidden = cache.take(torch.zeros(len(rows), dtype=torch.long)), hidden.expand(len(rows), -1)
+        if width == 0:
+            assert hidden is not None
+            return cache, hidden
+        x = torch.zeros(len(rows), width, self.decoder.config.hidden_size)
+        pads = torch.tensor([width - len(row) for row in rows])
+        for i, row in enumerate(rows):
+            x[i, width - len(row) :] = row
+        cache.real[:, start : start + width] = torch.arange(width) >= pads[:, None]
+        positions = (start + torch.arange(width) - pads[:, None]).clamp_(min=0)
+        last = self._forward(x, cache, positions)
+        if hidden is not None:  # a row of its own with no content continues from the shared prefix
+            last = torch.where((pads == width)[:, None], hidden, last)
+        return cache, last
+
+    def _decode(self, cache: _Cache, logits: Tensor, params: SamplingParams, digests: Any) -> tuple[Tensor, Tensor]:
+        """Draw until every row stopped: ids and log-probs (B, max_new_tokens); what lies after a stop is cut later."""
+        rows, stops = torch.arange(len(digests)), torch.tensor(params.stop_ids, dtype=torch.long)
+        ids = torch.zeros(len(rows), params.max_new_tokens, dtype=torch.long)
+        logprobs = torch.zeros(ids.shape)
+        running = torch.ones(len(rows), dtype=torch.bool)
+        embeddings = self.model.get_input_embeddings().weight
+        for step in range(params.max_new_tokens):
+            token, logprob = draw(logits, params, digests[rows.numpy()], step)
+            ids[rows, step], logprobs[rows, step] = token, logprob
+            running &= ~torch.isin(token, stops)
+            if step + 1 == params.max_new_tokens or not running.any():
+                break
+            if running.float().mean() < COMPACT_BELOW:
+                kept = running.nonzero()[:, 0]
+                cache, rows, token, running = cache.take(kept), rows[kept], token[kept], running[kept]
+            cache.real[:, cache.filled] = True
+            positions = cache.real.sum(dim=1, keepdim=True) - 1
+            logits = self._forward(embeddings[token][:, None], cache, positions) @ self.head
+        return ids, logprobs
+
+    def _new_cache(self, batch: int, capacity: int) -> _Cache:
+        shape = (len(self.layers), batch, self.kv_heads, capacity, self.head_dim)
+        return _Cache(torch.empty(shape), torch.empty(shape), torch.zeros(batch, capacity, dtype=torch.bool), 0)
+
+    def _forward(self, x: Tensor, cache: _Cache, positions: Tensor) -> Tensor:
+        """Run new positions (B, T, D) through all blocks, fill the cache, return the last normed state (B, D)."""
+        batch, new, width = x.shape
+        start, end = cache.filled, cache.filled + new
+        cos, sin = self.decoder.rotary_emb(x, positions)
+        bias = self._attention_bias(cache, start, end)
+        flat = x.reshape(batch * new, width)
+        for index, layer in enumerate(self.layers):
+            normed = F.rms_norm(flat, (width,), layer.norm_attention, self.epsilon)
+            attended = self._attend((normed @ layer.qkv).view(batch, new, -1), cache, index, (cos, sin), bias)
+            flat = torch.addmm(flat, attended.reshape(batch * new, -1), layer.out)
+            gate, up = (F.rms_norm(flat, (width,), layer.norm_mlp, self.epsilon) @ layer.gate_up).chunk(2, dim=-1)
+            flat = torch.addmm(flat, F.silu(gate).mul_(up), layer.down)
+        cache.filled = end
+        last = flat.view(batch, new, width)[:, -1]
+        return F.rms_norm(last, (width,), self.decoder.norm.weight, self.epsilon)
+
+    def _attention_bias(self, cache: _Cache, start: int, end: int) -> Tensor:
+        """0 where a new position may look, -1e30 elsewhere: (B, 1, 1 or T, end). Finite, so that pads stay finite."""
+        allowed = cache.real[:, None, :end]
+        if end - start > 1:
+            causal = torch.arange(end) <= torch.arange(start, end)[:, None]
+            allowed = allowed & causal
+        return torch.zeros(allowed.shape).masked_fill_(~allowed, -1e30)[:, None]
+
+    def _attend(self, qkv: Tensor, cache: _Cache, index: int, rotary: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+        """Grouped-query attention without expanding the cache: (B, T, (H+2K)d) -> (B, T, Hd)."""
+        batch, new, _ = qkv.shape
+        heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
+        q, k, v = torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+        end = cache.filled + new
+        keys, values = cache.keys[index, :, :, :end], cache.values[index, :, :, :end]
+        keys[:, :, cache.filled :] = _rotate(k.view(batch, new, kv_heads, dim).transpose(1, 2), *rotary)
+        values[:, :, cache.filled :] = v.view(batch, new, kv_heads, dim).transpose(1, 2)
+        group = heads // kv_heads
+        q = _rotate(q.view(batch, new, heads, dim).transpose(1, 2), *rotary)
+        q = q.reshape(batch * kv_heads, group * new, dim) * dim**-0.5
+        scores = torch.bmm(q, keys.reshape(batch * kv_heads, end, dim).transpose(1, 2))
+        scores = scores.view(batch, kv_heads, group, new, end).add_(bias[:, :, None])
+        mixed = torch.bmm(
+            scores.softmax(dim=-1).view(batch * kv_heads, group * new, end), values.reshape(batch * kv_heads, end, dim)
+        )
+        return mixed.view(batch, heads, new, dim).transpose(1, 2).reshape(batch, new, heads * dim)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: x (B, H, T, d) with cos, sin (B, T, d)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos[:, None] + turned * sin[:, None]
+
+
+def _fused(*projections: Any) -> Tensor:
+    """Several projections of one input side by side, transposed and contiguous: (D, sum of outputs)."""
+    return torch.cat([_merged(p) for p in projections]).t().contiguous()
+
+
+def _merged(projection: Any) -> Tensor:
+    """A linear layer's weight with its active, enabled LoRA deltas added (peft's LoraLayer interface)."""
+    weight: Tensor = projection.weight.detach()
+    if not hasattr(projection, "get_delta_weight") or projection.disable_adapters or projection.merged:
+        return weight
+    for adapter in projection.active_adapters:
+        if adapter in projection.lora_A:
+            weight = weight + projection.get_delta_weight(adapter)
+    return weight

@@ -1,0 +1,234 @@
+"""`rba synth`: drafts -> accepted examples -> independent references -> spoken views -> a finished dataset folder.
+
+data/drafts.jsonl        what became of every candidate, by index (append-only)
+data/references.jsonl    an independent teacher sample for each held-out example
+data/unspoken.jsonl      views that no voice could make, and why
+data/examples-*.jsonl, data/views/*.parquet, data/manifest.json     the dataset
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import SynthConfig
+from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
+from rbalign.data.signatures import Signatures
+from rbalign.errors import DataError, UsageError
+from rbalign.rundir.files import sha256_file, stable_hash
+from rbalign.rundir.journal import Journal
+from rbalign.rundir.progress import progress
+from rbalign.rundir.run import RunDir
+from rbalign.stages.base import Plan, PlanRow
+from rbalign.synth.accept import Acceptance
+from rbalign.synth.speak import plan_views, planned, speak_shard
+from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
+from rbalign.types import Example, Split, View
+from rbalign.voices.bank import load_bank
+
+SECONDS_PER_ACCEPTED = 0.35
+"""Instruction, filters and answer with the embedded teacher on two cores; benchmarks/synth.py measures it."""
+SECONDS_PER_CLIP = {"kokoro": 2.2, "hibari": 0.05}
+"""CPU seconds of one core for a clip of about four seconds."""
+BYTES_PER_CLIP = 65_000
+MOST_CANDIDATES_PER_ACCEPTED = 200
+"""Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
+
+
+def plan(recipe: Recipe, run: RunDir) -> Plan:
+    """What is still to write and to speak. Estimates for two cores and the embedded teacher."""
+    config = _config(recipe)
+    workers = _workers(config)
+    wanted = config.train + config.validation + config.test
+    bank = load_bank()
+    views: Counter[str] = Counter()
+    for split, size in ((Split.TRAIN, config.train), (Split.VALIDATION, config.validation), (Split.TEST, config.test)):
+        if split is Split.TEST and config.test_views:
+            continue
+        probe = [Example(f"plan-{i}", split, "", "") for i in range(min(size, 200))]
+        for example in probe:
+            for view in plan_views(example, config.views, bank, recipe.seed):
+                views[bank.voice(view.spec.voice).engine] += size / len(probe)  # type: ignore[assignment]
+    rows = [PlanRow("write and answer instructions", wanted, wanted * SECONDS_PER_ACCEPTED * 2 / workers)]
+    for engine, number in sorted(views.items()):
+        clips = round(number)
+        rows.append(
+            PlanRow(
+                f"speak views with {engine}", clips, clips * SECONDS_PER_CLIP[engine] / workers, clips * BYTES_PER_CLIP
+            )
+        )
+    return Plan(tuple(rows))
+
+
+def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
+    """Make the dataset, going on where an earlier start stopped."""
+    config, folder = _config(recipe), run.path("data")
+    bank = load_bank()
+    for rule in config.views:  # a test-only or unknown voice is refused before any work
+        names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
+        bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
+    acceptance = _write(config, recipe, folder, _leakage(recipe))
+    examples = _with_references(acceptance.examples, config, recipe, folder)
+    writer = DatasetWriter(
+        folder,
+        {
+            "teacher": recipe.teacher.model,
+            "recipe": stable_hash(config.model_dump(mode="json"))[:16],
+            "seed": recipe.seed,
+            "candidates": acceptance.seen,
+            "dropped": dict(acceptance.causes.most_common()),
+        },
+    )
+    writer.add_examples(examples)
+    unspoken = _speak(config, recipe, folder, writer, examples)
+    if config.test_views:
+        _copy_test_views(Path(config.test_views), writer)
+    manifest = writer.finish()
+    return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
+
+
+def _config(recipe: Recipe) -> SynthConfig:
+    if recipe.synth is None:
+        raise UsageError(f"recipe {recipe.name} has no [synth] section", "add one, or choose another recipe")
+    return recipe.synth
+
+
+def _workers(config: SynthConfig) -> int:
+    return config.workers or os.cpu_count() or 1
+
+
+def _leakage(recipe: Recipe) -> list[Signatures]:
+    """What new texts must not resemble: files of evaluation texts, and what the connector was trained on."""
+    config = _config(recipe)
+    found = []
+    for name in config.filters.leakage_files:
+        try:
+            found.append(Signatures.build(Path(name).read_text(encoding="utf-8").splitlines()))
+        except OSError as error:
+            raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
+    if recipe.connect is None and recipe.align is not None:
+        from rbalign.speechlm.connector import connector_folder
+
+        path = connector_folder(recipe.align.connector) / "signatures.bin"
+        if path.is_file():
+            found.append(Signatures.load(path))
+    return found
+
+
+def _write(config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures]) -> Acceptance:
+    """Sample candidates in chunks until every split is full. Chunks may arrive in any order; acceptance has one."""
+    acceptance = Acceptance(config, leakage)
+    with (
+        Journal(folder / "drafts.jsonl") as journal,
+        progress(acceptance.wanted, "write instructions", unit="accepted") as advance,
+    ):
+        known: dict[str, Draft] = {row["id"]: row for row in journal.rows()}
+        place = _accept_ready(acceptance, known, 0, advance)
+        if acceptance.full:
+            return acceptance
+        todo = (chunk for start in count(0, config.batch_size) if (chunk := _missing(start, config, known)))
+        chunks = write_many(recipe.teacher, config, recipe.seed, todo, _workers(config))
+        with closing(chunks):  # type: ignore[type-var]
+            for drafts in chunks:
+                journal.append(drafts)
+                known.update((draft["id"], draft) for draft in drafts)
+                place = _accept_ready(acceptance, known, place, advance)
+                if acceptance.full:
+                    break
+                if place > MOST_CANDIDATES_PER_ACCEPTED * acceptance.wanted:
+                    raise DataError(
+                        f"{place} candidates gave {len(acceptance.examples)} of {acceptance.wanted} examples; "
+                        f"dropped: {dict(acceptance.causes.most_common(3))}",
+                        "loosen [synth.filters], or use a teacher that writes speakable instructions",
+                    )
+    return acceptance
+
+
+def _missing(start: int, config: SynthConfig, known: Mapping[str, Draft]) -> list[int]:
+    return [i for i in range(start, start + config.batch_size) if draft_id(i) not in known]
+
+
+def _accept_ready(acceptance: Acceptance, known: Mapping[str, Draft], place: int, advance: Any) -> int:
+    """Judge drafts in index order as far as they are there; returns the next index."""
+    while not acceptance.full and (draft := known.get(draft_id(place))) is not None:
+        before = len(acceptance.examples)
+        acceptance.add(draft)
+        if len(acceptance.examples) > before:
+            advance(len(acceptance.examples) - before)
+        place += 1
+    return place
+
+
+def _with_references(examples: Sequence[Example], config: SynthConfig, recipe: Recipe, folder: Path) -> list[Example]:
+    """Held-out examples with an independent teacher sample each."""
+    held_out = [e for e in examples if e.split != Split.TRAIN] if config.answers and not config.sentences else []
+    with Journal(folder / "references.jsonl") as journal:
+        todo = [example for example in held_out if example.id not in journal]
+        if todo:
+            with progress(len(held_out), "write references", done=len(journal)) as advance:
+                for identity, text in write_references(open_teacher(recipe.teacher), config, recipe.seed, todo):
+                    journal.append([{"id": identity, "text": text}])
+                    advance()
+        texts = {row["id"]: row["text"] for row in journal.rows()}
+    return [replace(example, reference=texts.get(example.id)) for example in examples]
+
+
+def _speak(
+    config: SynthConfig, recipe: Recipe, folder: Path, writer: DatasetWriter, examples: Sequence[Example]
+) -> int:
+    """Speak every split shard by shard; the number of views that no voice could make."""
+    spoken = {example.id: example.spoken for example in examples}
+    splits = planned(examples, config, load_bank(), recipe.seed)
+    if config.test_views:
+        splits.pop(Split.TEST, None)
+    jobs = [
+        (split, index, views[start : start + VIEWS_PER_SHARD])
+        for split, views in sorted(splits.items())
+        for index, start in enumerate(range(0, len(views), VIEWS_PER_SHARD))
+    ]
+    done = sum(len(views) for split, index, views in jobs if index in writer.committed(split))
+    with (
+        Journal(folder / "unspoken.jsonl") as failures,
+        progress(sum(len(views) for *_, views in jobs), "speak", done=done, unit="clips") as advance,
+    ):
+        for split, index, views in jobs:
+            if index not in writer.committed(split):
+                clips = list(_clips(views, spoken, _workers(config), failures, advance))
+                writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))
+        return len(failures)
+
+
+def _clips(
+    views: Sequence[View], spoken: dict[str, str], workers: int, failures: Journal, advance: Any
+) -> Iterator[View]:
+    for view, failure in speak_shard(views, spoken, workers):
+        advance()
+        if failure is None:
+            yield view
+        else:
+            failures.append([{"id": view.id, "voice": view.spec.voice, "reason": failure.reason}])
+
+
+def _copy_test_views(source: Path, writer: DatasetWriter) -> None:
+    """Take ready test examples and clips (the quickstart ships its own); their hash is in their manifest."""
+    ready = Dataset.open(source)
+    ready.verify()
+    writer.add_examples(ready.examples(Split.TEST))
+    if 0 not in writer.committed(Split.TEST):
+        writer.commit_views(Split.TEST, 0, ready.views(Split.TEST))
+
+
+def inputs(recipe: Recipe) -> Mapping[str, str]:
+    """Hashes of what is read from outside the run."""
+    config = _config(recipe)
+    files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
+    if config.test_views and Path(config.test_views).is_dir():
+        files["test_views"] = Dataset.open(Path(config.test_views)).content_hash
+    return files

@@ -1,0 +1,85 @@
+"""Acceptance: drafts in index order become examples of test, validation and train until every split is full.
+
+Order matters here and only here: near-duplicates are judged against what was accepted before. Test comes first, so
+that a larger training split keeps the same held-out texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from rbalign.config.sections import SynthConfig
+from rbalign.data.signatures import Signatures
+from rbalign.synth.filters import answer_cause, drop_cause, sentences, text_cause
+from rbalign.synth.write import Draft
+from rbalign.text.spoken import spoken_form
+from rbalign.types import Example, Split, StopReason
+
+
+class Acceptance:
+    """Feed drafts in index order; `examples` grows until `full`."""
+
+    def __init__(self, config: SynthConfig, leakage: Iterable[Signatures] = ()) -> None:
+        self.config = config
+        self.leakage = tuple(leakage)
+        self.examples: list[Example] = []
+        self.causes: Counter[str] = Counter()
+        self.seen = 0
+        self._accepted = Signatures.build([])
+        self._quota = [(Split.TEST, config.test), (Split.VALIDATION, config.validation), (Split.TRAIN, config.train)]
+
+    @property
+    def wanted(self) -> int:
+        """Examples over all splits."""
+        return sum(count for _, count in self._quota)
+
+    @property
+    def full(self) -> bool:
+        """True once every split has its examples."""
+        return len(self.examples) >= self.wanted
+
+    def add(self, draft: Draft) -> list[tuple[str, str]]:
+        """Judge one draft; returns (cause, text) of what it dropped, for `rba inspect`."""
+        dropped = []
+        for place, (text, cause) in enumerate(self._candidates(draft)):
+            if self.full:
+                break
+            self.seen += 1
+            cause = cause or self._against_others(text)
+            if cause:
+                self.causes[cause] += 1
+                dropped.append((cause, text))
+            elif self.config.sentences:
+                self._accept(f"{draft['id']}-{place}", text, None)
+            else:
+                self._accept(draft["id"], text, draft.get("answer"))
+        return dropped
+
+    def _candidates(self, draft: Draft) -> list[tuple[str, str | None]]:
+        """Texts that a draft offers, each with the first filter that drops it, or None."""
+        stop, filters = StopReason(draft["stop"]), self.config.filters
+        if self.config.sentences:
+            texts = [draft["text"]] if stop is StopReason.END else []
+            found = [sentence for text in [*texts, draft.get("answer", "")] for sentence in sentences(text)]
+            return [(sentence, text_cause(sentence, filters)) for sentence in found]
+        cause = drop_cause(draft["text"], stop, filters)
+        if cause is None and self.config.answers:
+            cause = answer_cause(draft["answer"], StopReason(draft["answer_stop"]))
+        return [(draft["text"], cause)]
+
+    def _against_others(self, text: str) -> str | None:
+        if any(signatures.worst(text) >= self.config.filters.max_leakage for signatures in self.leakage):
+            return "leakage"
+        if self._accepted.worst(text) >= self.config.filters.max_near_duplicate:
+            return "near-duplicate"
+        self._accepted.add(text)
+        return None
+
+    def _accept(self, identity: str, text: str, answer: str | None) -> None:
+        place = len(self.examples)
+        for split, count in self._quota:
+            if place < count:
+                self.examples.append(Example(identity, split, text, spoken_form(text), answer))
+                return
+            place -= count

@@ -1,0 +1,69 @@
+"""Which instructions people would say aloud: each filter has a name, and what it drops is counted under it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from rbalign.config.sections import FilterConfig
+from rbalign.text.speakable import speakability
+from rbalign.types import StopReason
+
+LANGUAGE_CERTAINTY = 0.9
+"""A short sentence is dropped as foreign only above this posterior: py3langid is unsure below about six words."""
+
+MATHEMATICS = re.compile(
+    r"\b(solve|equation|integral|derivative|theorem|polynomial|matrix|eigenvalue|quadratic|logarithm|factorial"
+    r"|probability of|calculate the (area|volume|sum|value|perimeter|angle)|square root|prime factor)\b"
+    r"|\d\s*[-+*/^=×÷]\s*\d|\b[a-z]\s*[=^]\s*[\w(]",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+
+
+def drop_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
+    """The name of the first filter that drops an instruction, or None. No state: near-duplicates come later."""
+    if stop is not StopReason.END:
+        return "unfinished"
+    return text_cause(text, config)
+
+
+def text_cause(text: str, config: FilterConfig) -> str | None:
+    """The filters that look at the text alone."""
+    words = len(text.split())
+    if words < config.min_words:
+        return "too short"
+    if words > config.max_words:
+        return "too long"
+    reasons = speakability(text)
+    if reasons:
+        return f"not speakable: {reasons[0]}"
+    if not config.mathematics and MATHEMATICS.search(text):
+        return "mathematics"
+    return None if _speaks(text, config.language) else "other language"
+
+
+def answer_cause(text: str, stop: StopReason) -> str | None:
+    """y_ref must be complete with its end token, and there must be one."""
+    if stop is not StopReason.END:
+        return "answer unfinished"
+    return None if text else "answer empty"
+
+
+def sentences(text: str) -> list[str]:
+    """Split a text at sentence ends; a last piece without one is left out, for it may be cut off."""
+    pieces = [piece.strip() for piece in SENTENCE_END.split(" ".join(text.split()))]
+    return [piece for piece in pieces if re.search(r"[.!?][\"')\]]*$", piece)]
+
+
+def _speaks(text: str, language: str) -> bool:
+    found, certainty = _identifier().classify(text)
+    return bool(found == language or certainty < LANGUAGE_CERTAINTY)
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
