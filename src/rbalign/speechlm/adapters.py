@@ -16,7 +16,7 @@ ROTARY_BASE = 10_000.0
 
 
 def stack_frames(states: EncoderStates, stack: int) -> tuple[Tensor, Tensor]:
-    """Join `stack` neighbouring frames: (B,F',D) -> (B,T,stack*D) and lengths (B,). A short last group is zero-padded."""
+    """Join `stack` neighbouring frames: (B,F',D) -> (B,T,stack*D), lengths (B,). A short last group is zero-padded."""
     hidden, (batch, frames, width) = states.hidden, states.hidden.shape
     hidden = F.pad(hidden, (0, 0, 0, -frames % stack))
     return hidden.reshape(batch, -1, stack * width), (states.lengths + stack - 1) // stack
@@ -148,11 +148,15 @@ class CtcAdapter(nn.Module):
         return clips
 
     @torch.no_grad()
+    def greedy(self, frames: CtcFrames, table: Tensor) -> list[list[int]]:
+        """Greedy CTC: rows of the table for each clip."""
+        return [[segment.token for segment in self.read(frames, i, table)[2]] for i in range(len(frames.hidden))]
+
+    @torch.no_grad()
     def transcribe(self, states: EncoderStates, embedding: Tensor) -> list[list[int]]:
         """Greedy CTC: LLM token ids of each clip."""
-        frames, (table, _) = self.frames(states), self.tables(embedding)
-        read = (self.read(frames, index, table)[2] for index in range(len(frames.hidden)))
-        return [[int(self.ctc_token_ids[segment.token]) for segment in found] for found in read]
+        ids, (table, _) = self.ctc_token_ids.tolist(), self.tables(embedding)
+        return [[ids[row] for row in rows] for rows in self.greedy(self.frames(states), table)]
 
 
 class MlpAdapter(nn.Module):

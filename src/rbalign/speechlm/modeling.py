@@ -39,6 +39,11 @@ class RbaSpeechForConditionalGeneration(PreTrainedModel, GenerationMixin):  # ty
 
     def __init__(self, config: RbaSpeechConfig, language_model: PreTrainedModel | None = None) -> None:
         """Random encoder and adapter. `language_model` is taken as it is (no copy); None makes a random one."""
+        if config.connector_only and language_model is None:
+            raise UsageError(
+                "this folder is a connector: encoder and adapter without an LLM",
+                "attach it to one with rbalign.speechlm.from_parts(folder, language_model)",
+            )
         super().__init__(config)
         self.encoder = UnpaddedWhisperEncoder(config.audio_config)
         self.adapter = CtcAdapter(config) if config.adapter_type == "ctc" else MlpAdapter(config)

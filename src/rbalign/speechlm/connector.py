@@ -1,0 +1,112 @@
+"""Connectors: encoder and adapter without the LLM, small enough to ship, attached to an LLM already in memory.
+
+A connector folder holds `config.json` (RbaSpeechConfig with `connector_only`) and `model.safetensors` (float16):
+`encoder.*`, `adapter.*` and `embedding_norms`, a fingerprint of the LLM's embedding that it was trained against.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, WhisperModel
+
+from rbalign.errors import DataError, UsageError
+from rbalign.speechlm.configuration import RbaSpeechConfig
+from rbalign.speechlm.modeling import RbaSpeechForConditionalGeneration
+
+WEIGHTS = "model.safetensors"
+DEFAULT_FOLDER = Path(__file__).parent / "connector"
+FINGERPRINT = "embedding_norms"
+FINGERPRINT_TOLERANCE = 0.02
+"""Relative: float16 and bfloat16 copies of one LLM differ by less than 0.5 %, other LLMs by tens of percent."""
+
+
+def new_model(
+    encoder_folder: Path, language_model: PreTrainedModel, ctc_token_ids: list[int] | None = None, **config: Any
+) -> RbaSpeechForConditionalGeneration:
+    """A speech LLM with Whisper's encoder weights, a random adapter, and `language_model` itself (no copy).
+
+    ctc_token_ids: the LLM tokens that the CTC adapter may emit; None means all. `config`: RbaSpeechConfig's fields.
+    """
+    whisper = WhisperModel.from_pretrained(encoder_folder, dtype=torch.float32).encoder
+    full = RbaSpeechConfig(
+        audio_config=whisper.config,
+        text_config=language_model.config,
+        ctc_vocab_size=len(ctc_token_ids or ()),
+        **{"audio_token_id": language_model.config.vocab_size, **config},
+    )
+    model = RbaSpeechForConditionalGeneration(full, language_model=language_model)
+    model.encoder.load_state_dict(whisper.state_dict())
+    if ctc_token_ids:
+        model.adapter.ctc_token_ids.copy_(torch.tensor(ctc_token_ids))
+    return model.eval()
+
+
+def connector_state(model: RbaSpeechForConditionalGeneration) -> dict[str, Tensor]:
+    """Encoder and adapter weights by name, without the LLM."""
+    return {name: value for name, value in model.state_dict().items() if name.startswith(("encoder.", "adapter."))}
+
+
+def save_connector(model: RbaSpeechForConditionalGeneration, folder: Path) -> None:
+    """Write `folder/config.json` and `folder/model.safetensors` in float16 (tiny.en and 3 layers: about 29 MB)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in connector_state(model).items()
+    }
+    state[FINGERPRINT] = _embedding_norms(model).half()
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    values = {**model.config.to_dict(), "connector_only": True}
+    (folder / "config.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def from_parts(folder: str | Path, language_model: PreTrainedModel) -> RbaSpeechForConditionalGeneration:
+    """A speech LLM from a connector folder and an LLM in memory, which is used as it is: one copy of its weights.
+
+    Raises DataError if the folder is no connector or was trained against another LLM.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise DataError(f"{folder} holds no connector ({WEIGHTS} is missing)", "train one with `rba connect RECIPE`")
+    config = RbaSpeechConfig.from_pretrained(folder)
+    text = language_model.config.get_text_config()
+    if (text.hidden_size, text.vocab_size) != (config.text_config.hidden_size, config.text_config.vocab_size):
+        raise DataError(
+            f"the connector {folder} is for an LLM of width {config.text_config.hidden_size} and "
+            f"{config.text_config.vocab_size} tokens, not {text.hidden_size} and {text.vocab_size}",
+            "use the LLM named in its recipe.toml, or train a connector for yours with `rba connect`",
+        )
+    config.connector_only = False
+    config.text_config = language_model.config
+    model = RbaSpeechForConditionalGeneration(config, language_model=language_model)
+    state = load_file(folder / WEIGHTS)
+    expected = state.pop(FINGERPRINT).float()
+    found = _embedding_norms(model).float()
+    if ((found - expected).abs() > FINGERPRINT_TOLERANCE * expected + 1e-3).any():
+        raise DataError(
+            f"the connector {folder} was trained against other LLM weights",
+            "use the LLM named in its recipe.toml, or train a connector for yours with `rba connect`",
+        )
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not name.startswith("language_model.")]
+    if lost or unexpected:
+        raise DataError(f"the connector {folder} lacks {lost} and has extra {unexpected}", "fetch or train it again")
+    return model.eval()
+
+
+def load_default(language_model: PreTrainedModel) -> RbaSpeechForConditionalGeneration:
+    """The connector that ships with rba, attached to `language_model` (SmolLM2-135M-Instruct)."""
+    if not (DEFAULT_FOLDER / WEIGHTS).is_file():
+        raise UsageError("this installation has no default connector", "train one with `rba connect connect`")
+    return from_parts(DEFAULT_FOLDER, language_model)
+
+
+def _embedding_norms(model: RbaSpeechForConditionalGeneration, rows: int = 64) -> Tensor:
+    """Norms of `rows` embedding rows spread over the vocabulary: tells one LLM from another, whatever its dtype."""
+    weight = model.get_input_embeddings().weight.detach()
+    return weight[torch.linspace(0, len(weight) - 1, rows).long()].float().norm(dim=-1)

@@ -1,0 +1,358 @@
+"""The speech policy: one object that training and evaluation share.
+
+It holds one copy of the language model, which serves three: the student (LoRA on), the text teacher and, while LoRA
+is all that trains, the reference (LoRA off). Whatever is frozen is computed once per clip: encoder outputs, and
+audio positions too while the adapter is frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rbalign.audio.io import read_audio
+from rbalign.errors import DataError, UsageError
+from rbalign.keys import Key
+from rbalign.lm.branches import branch_hidden
+from rbalign.lm.fused import FusedSampler
+from rbalign.lm.logprobs import completion_logits
+from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
+from rbalign.lm.templates import around_user, end_ids
+from rbalign.speechlm.ctc import log_sum_exp_rows
+from rbalign.speechlm.encoder import EncoderStates
+from rbalign.teacher.local import best_sampler
+from rbalign.types import View
+
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CONNECTOR_FILE = "connector_adapter.safetensors"
+CACHE_BYTES = 1 << 30
+"""Room for about 30,000 clips of audio positions (25 x 576 float32 each), or 3,000 of encoder frames."""
+ENCODE_BATCH = 16
+
+Wanted = Literal["logprobs", "logits"]
+
+
+class SpeechPolicy(nn.Module):
+    """A speech LLM that answers in text, with LoRA on its language model if asked. Always in eval mode: no dropout."""
+
+    def __init__(
+        self,
+        speech: Any,
+        processor: Any,
+        *,
+        system: str | None = None,
+        lora: Mapping[str, Any] | None = None,
+        train_adapter: bool = False,
+        seed: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, let the adapter train if asked."""
+        super().__init__()
+        self.speech = speech.eval().requires_grad_(False)
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.system = system
+        self.before_ids, self.after_ids = around_user(self.tokenizer, system)
+        self.end_ids = end_ids(self.tokenizer)
+        self.train_adapter = train_adapter
+        self.operations = 0.0
+        """Floating-point operations of the language model's matrix products so far."""
+        self.cache = ClipCache(cache_bytes)
+        self._peft: list[Any] = []  # a list hides it from nn.Module: its tensors are those of `speech`
+        self._sampler: Sampler | None = None
+        self._sampler_holds: Literal["policy", "base"] | None = None
+        self._connector: dict[str, Tensor] = {}
+        if lora is not None:
+            self._add_lora(lora, seed)
+        if train_adapter:
+            speech.adapter.requires_grad_(True)
+        self._branching = FusedSampler.supports(self.lm)
+        self._sizes = _Sizes.of(self.lm)
+        self.register_load_state_dict_post_hook(_forgive_frozen)
+
+    @property
+    def lm(self) -> Any:
+        """The causal language model."""
+        return self.speech.language_model
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether LoRA layers are there."""
+        return bool(self._peft)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that training moves, by their names in `state_dict()`."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    # Hearing
+
+    def audio(self, views: Sequence[View]) -> list[Tensor]:
+        """Audio positions (N_i, D) of each view. Differentiable in the adapter while it trains, else cached."""
+        if self.train_adapter:
+            return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
+        return self.cache.get("positions", views, self._positions)
+
+    def encoder_rows(self, views: Sequence[View]) -> list[Tensor]:
+        """Encoder frames (F_i, D_enc) of each view, 50 a second; computed once per clip."""
+        return self.cache.get("frames", views, self._encode)
+
+    def heard(self, views: Sequence[View]) -> list[str]:
+        """The adapter's own greedy transcripts (ctc adapter only): what the self-cascade reads."""
+        rows = self.encoder_rows(views)
+        ids = self.speech.transcribe(EncoderStates.stack(rows))
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+
+    @torch.no_grad()
+    def _positions(self, views: list[View]) -> list[Tensor]:
+        return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
+
+    @torch.no_grad()
+    def _encode(self, views: list[View]) -> list[Tensor]:
+        inputs = self.processor(audio=[read_audio(view.flac) for view in views], return_tensors="pt")
+        states = self.speech.encode_audio(inputs["input_features"], inputs["feature_lengths"])
+        return [states.row(index).clone() for index in range(len(views))]
+
+    # Prompts
+
+    def prompts(self, views: Sequence[View]) -> Prompts:
+        """Speech prompts: system prompt and user header shared, then each view's audio and the answer's header."""
+        made: Prompts = self.speech.audio_prompts(self.audio(views), self.before_ids, self.after_ids)
+        return made
+
+    def text_prompts(self, texts: Sequence[str]) -> Prompts:
+        """The same prompts with written words in the place of the audio."""
+        encode = self.tokenizer.encode
+        rows = [torch.tensor([*encode(text, add_special_tokens=False), *self.after_ids]) for text in texts]
+        return Prompts(rows, torch.tensor(self.before_ids))
+
+    def completion_ids(self, answer: str) -> Tensor:
+        """Ids of a complete answer (T,): its tokens and the end token."""
+        return torch.tensor([*self.tokenizer.encode(answer, add_special_tokens=False), self.end_ids[0]])
+
+    def decode(self, ids: Tensor) -> str:
+        """The text of a completion, without its end token."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def params(self, temperature: float, top_p: float, max_new_tokens: int) -> SamplingParams:
+        """Sampling parameters with this tokenizer's end tokens."""
+        return SamplingParams(max_new_tokens, temperature, top_p, self.end_ids)
+
+    # Sampling
+
+    def refresh(self) -> None:
+        """The weights have changed: the next sample merges LoRA anew."""
+        if self._sampler_holds == "policy":
+            self._sampler_holds = None
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Prompts,
+        params: SamplingParams,
+        keys: Sequence[Sequence[Key]],
+        *,
+        base: bool = False,
+        watch: Watch | None = None,
+    ) -> list[list[Sample]]:
+        """Samples of the policy, or of the untouched language model if `base`; see `lm.sampler.Sampler`."""
+        wanted: Literal["policy", "base"] = "base" if base or not self.has_lora else "policy"
+        with self.lora_off() if base else nullcontext():
+            if self._sampler is None:
+                self._sampler = best_sampler(self.lm)
+            elif self._sampler_holds != wanted:
+                self._sampler.refresh()
+            self._sampler_holds = wanted
+            samples = self._sampler.sample(prompts, params, keys, watch)
+        shared = 0 if prompts.shared is None else len(prompts.shared)
+        drawn = [len(sample.ids) for own in samples for sample in own]
+        self.operations += self._sizes.forward(shared + sum(map(len, prompts.rows)) + sum(drawn), sum(drawn))
+        return samples
+
+    # Log-probs
+
+    def forward(
+        self, views: Sequence[View], completions: Sequence[Sequence[Tensor]], want: Wanted = "logprobs"
+    ) -> tuple[Tensor, Tensor]:
+        """Of each view's completions: log-probs (R,T) of their tokens, or logits (R,T,V), and bool mask (R,T).
+
+        R counts completions, view by view. Training calls this through the (possibly DDP-wrapped) module.
+        """
+        return self.measure(self.prompts(views), completions, want)
+
+    def measure(
+        self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], want: Wanted = "logprobs"
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` on any prompts. Prompt and shared prefix are run once, whatever hangs on them."""
+        flat = [ids for branches in completions for ids in branches]
+        self._count(prompts, completions)
+        head = self.lm.get_output_embeddings()
+        if not self._branching:
+            rows = [row for row, own in zip(prompts.rows, completions, strict=True) for _ in own]
+            logits, mask = completion_logits(self.lm, Prompts(rows, prompts.shared), flat)
+            return _taken(logits, mask.bool(), flat, want)
+        hidden, mask = branch_hidden(self.lm, prompts, completions)
+        if want == "logits":
+            return head(hidden), mask
+        states = hidden[mask]
+        ids = torch.cat(flat).to(states.device)
+        # No (R,T,V) tensor is kept for the backward pass: 16 answers of 32 tokens would be 100 MB.
+        taken = (states * head.weight[ids]).sum(-1) - log_sum_exp_rows(states, head.weight)
+        return torch.zeros(mask.shape, dtype=taken.dtype, device=taken.device).masked_scatter(mask, taken), mask
+
+    @torch.no_grad()
+    def text_logits(self, texts: Sequence[str], completions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The text teacher: logits (B,T,V) of the untouched language model on written prompts, and mask (B,T)."""
+        with self.lora_off():
+            return self.measure(self.text_prompts(texts), [[ids] for ids in completions], "logits")
+
+    @contextmanager
+    def lora_off(self) -> Iterator[None]:
+        """The untouched language model, for as long as the block runs."""
+        if not self._peft:
+            yield
+            return
+        with self._peft[0].disable_adapter():
+            yield
+
+    def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> None:
+        shared = 0 if prompts.shared is None else len(prompts.shared)
+        if self._branching:
+            positions = shared + sum(map(len, prompts.rows)) + sum(len(ids) - 1 for own in completions for ids in own)
+        else:
+            pairs = zip(prompts.rows, completions, strict=True)
+            positions = sum(shared + len(row) + len(ids) - 1 for row, own in pairs for ids in own)
+        predicted = sum(len(ids) for own in completions for ids in own)
+        passes = 2 if torch.is_grad_enabled() and self.trainable() else 1
+        self.operations += passes * self._sizes.forward(positions, predicted)
+
+    # Arms
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained: LoRA in peft's own format, and the audio adapter beside it if it trained."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._peft:
+            self._peft[0].save_pretrained(folder)
+        if self.train_adapter:
+            save_file(dict(self.speech.adapter.state_dict()), folder / CONNECTOR_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take over an arm that `save` wrote; LoRA layers are made if there are none yet."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        settings, weights = (folder / name for name in LORA_FILES)
+        if not weights.is_file() or not settings.is_file():
+            raise UsageError(f"{folder} holds no arm: {' and '.join(LORA_FILES)} are needed", "run `rba align` first")
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        if not self._peft:
+            fields = ("r", "lora_alpha", "target_modules", "use_rslora")
+            self._add_lora({name: config[name] for name in fields if config.get(name) is not None}, seed=0)
+        result = set_peft_model_state_dict(self._peft[0], load_file(weights))
+        if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
+            raise DataError(f"the LoRA weights in {folder} do not fit this language model", "use the arm's own model")
+        self._load_connector(folder / CONNECTOR_FILE)
+        self.refresh()
+
+    def _load_connector(self, path: Path) -> None:
+        """The arm's audio adapter, or the connector's own again if the arm did not train it."""
+        from safetensors.torch import load_file
+
+        if path.is_file() or self._connector:
+            if not self._connector:
+                self._connector = {name: value.clone() for name, value in self.speech.adapter.state_dict().items()}
+            self.speech.adapter.load_state_dict(load_file(path) if path.is_file() else self._connector)
+            self.cache.drop("positions")
+
+    def _add_lora(self, lora: Mapping[str, Any], seed: int) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        try:
+            config = LoraConfig(task_type="CAUSAL_LM", **lora)
+        except TypeError as error:
+            raise UsageError(f"[align.lora]: {error}", "use the field names of peft's LoraConfig") from error
+        if config.lora_dropout:
+            raise UsageError("lora_dropout draws from a global generator", "leave it 0: every draw here is keyed")
+        if config.init_lora_weights not in (True, "gaussian") or config.use_dora:
+            raise UsageError(
+                f"LoRA started by {config.init_lora_weights!r}, use_dora={config.use_dora} does not start at zero",
+                "leave both at their defaults: LoRA off must be the reference and the teacher",
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(Key(seed, "lora").digest() % 2**63)
+            self._peft.append(get_peft_model(self.lm, config))
+        self._peft[0].eval()
+
+
+class ClipCache:
+    """Tensors of frozen parts by the clip's own bytes, least recently used out first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.computed: dict[str, int] = {}
+        """How many clips were computed, by kind: the encoder must run once per clip."""
+        self._kept: OrderedDict[tuple[str, bytes], Tensor] = OrderedDict()
+
+    def get(self, kind: str, views: Sequence[View], compute: Callable[[list[View]], list[Tensor]]) -> list[Tensor]:
+        """One tensor for each view; clips that are not there yet are computed in batches of equal kind."""
+        names = [(kind, hashlib.blake2b(view.flac, digest_size=16).digest()) for view in views]
+        have = {name: self._kept[name] for name in names if name in self._kept}
+        missing = {name: view for name, view in zip(names, views, strict=True) if name not in have}
+        todo = sorted(missing, key=lambda name: missing[name].seconds)
+        for start in range(0, len(todo), ENCODE_BATCH):
+            batch = todo[start : start + ENCODE_BATCH]
+            made = compute([missing[name] for name in batch])
+            self.computed[kind] = self.computed.get(kind, 0) + len(batch)
+            for name, value in zip(batch, made, strict=True):
+                have[name] = self._kept[name] = value
+                self.used += value.nbytes
+        for name in names:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+        while self.used > self.limit and self._kept:
+            self.used -= self._kept.popitem(last=False)[1].nbytes
+        return [have[name] for name in names]
+
+    def drop(self, kind: str) -> None:
+        """Forget one kind: what made it has changed."""
+        for name in [name for name in self._kept if name[0] == kind]:
+            self.used -= self._kept.pop(name).nbytes
+
+
+class _Sizes:
+    """What a position and a predicted token cost, in floating-point operations of matrix products."""
+
+    def __init__(self, body: int, head: int) -> None:
+        self.body, self.head = body, head
+
+    @classmethod
+    def of(cls, lm: Any) -> _Sizes:
+        """Count the decoder's linear weights (LoRA's among them) and the output layer's."""
+        linear = sum(m.weight.numel() for m in lm.get_decoder().modules() if isinstance(m, nn.Linear))
+        return cls(linear, lm.get_output_embeddings().weight.numel())
+
+    def forward(self, positions: int, predicted: int) -> float:
+        """One forward pass. A backward pass through frozen weights costs the same again; attention is left out."""
+        return 2.0 * (positions * self.body + predicted * self.head)
+
+
+def _taken(logits: Tensor, mask: Tensor, completions: list[Tensor], want: Wanted) -> tuple[Tensor, Tensor]:
+    from rbalign.lm.logprobs import token_logprobs
+
+    return (logits, mask) if want == "logits" else (token_logprobs(logits, completions), mask)
+
+
+def _forgive_frozen(policy: nn.Module, result: Any) -> None:
+    """A checkpoint holds only what trains; that the rest is missing from it is no fault."""
+    trained = {name for name, value in policy.named_parameters() if value.requires_grad}
+    result.missing_keys[:] = [name for name in result.missing_keys if name in trained]

@@ -1,0 +1,102 @@
+"""What a connector trains on and in which order: clips, splices of clips, batches of equal seconds. No torch.
+
+The whole order of all epochs is fixed beforehand by keys, so a resumed run meets the same batches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from rbalign.keys import Key
+
+MAX_SECONDS = 29.5
+"""Below the encoder's 30 s, because resampling rounds."""
+SPLICE_SECONDS = (8.0, 28.0)
+GAP_SECONDS = (0.1, 0.6)
+SPEEDS = (0.85, 1.15)
+
+
+class Clips(Protocol):
+    """Speech to train on, by position."""
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    voices: Sequence[str]
+    answers: Sequence[str | None]
+    seconds: np.ndarray
+
+    def load(self, index: int) -> np.ndarray:
+        """Mono float32 samples at 16 kHz."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One training input: clips said one after another by one voice, at one speed. `key` seeds what else is done."""
+
+    clips: tuple[int, ...]
+    gaps: tuple[float, ...]
+    """Seconds of silence between the clips."""
+    speed: float
+    seconds: float
+    """Length after splicing and speeding."""
+    key: Key
+
+
+def plan_epoch(clips: Clips, key: Key, splice: float, augment: bool, seconds_per_batch: float) -> list[list[Item]]:
+    """Each clip once, alone or in a splice; batches of alike lengths, at most `seconds_per_batch` with padding.
+
+    splice: share of items that are several clips in one, 8 to 28 s long. key: names seed and epoch.
+    """
+    generator = key.generator()
+    items = _items(clips, key, generator, splice, augment)
+    # 5 % jitter: the same clips do not meet in every epoch.
+    order = sorted(items, key=lambda item: item.seconds * generator.uniform(0.95, 1.05))
+    batches: list[list[Item]] = [[]]
+    for item in order:
+        longest = max([item.seconds, *(other.seconds for other in batches[-1])])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > seconds_per_batch:
+            batches.append([])
+        batches[-1].append(item)
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def plan_validation(clips: Clips, seconds_per_batch: float) -> list[list[Item]]:
+    """Each clip once as it is, longest batches first."""
+    batches = plan_epoch(clips, Key(0, "connect-validation"), 0.0, False, seconds_per_batch)
+    return sorted(batches, key=lambda batch: -batch[0].seconds)
+
+
+def _items(clips: Clips, key: Key, generator: np.random.Generator, splice: float, augment: bool) -> list[Item]:
+    order = [int(index) for index in generator.permutation(len(clips.ids))]
+    waiting: dict[str, deque[int]] = defaultdict(deque)
+    for index in order:
+        waiting[clips.voices[index]].append(index)
+    items, used = [], set()
+    for index in order:
+        if index in used:
+            continue
+        speed = float(generator.uniform(*SPEEDS)) if augment else 1.0
+        chosen, gaps = [index], []
+        total = float(clips.seconds[index])
+        target = generator.uniform(*SPLICE_SECONDS) * speed if generator.random() < splice else 0.0
+        queue = waiting[clips.voices[index]]
+        used.add(index)
+        while total < target:
+            while queue and queue[0] in used:
+                queue.popleft()
+            gap = float(generator.uniform(*GAP_SECONDS))
+            if not queue or (total + gap + clips.seconds[queue[0]]) / speed > MAX_SECONDS:
+                break
+            chosen.append(queue.popleft())
+            used.add(chosen[-1])
+            gaps.append(gap)
+            total += gap + float(clips.seconds[chosen[-1]])
+        name = key.at(example=clips.ids[index])
+        items.append(Item(tuple(chosen), tuple(gaps), speed, total / speed, name))
+    return items

@@ -1,0 +1,140 @@
+"""Connector training on transformers' Trainer: its dataset of whole batches, its hooks, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, WhisperFeatureExtractor
+
+from rbalign.config.sections import ConnectConfig
+from rbalign.keys import Key
+from rbalign.rundir.journal import Journal
+from rbalign.rundir.progress import Advance
+from rbalign.speechlm.modeling import IGNORED
+from rbalign.speechlm.processing import RATE, collate_features, log_mel
+from rbalign.train.augment import augment_samples, mask_features
+from rbalign.train.connect_plan import Clips, Item
+from rbalign.train.connect_tasks import ConnectTask
+
+Target = Callable[[Item], tuple[list[int], int]]
+"""An item's label ids and the kind of target they are (TeachTask.kinds)."""
+
+
+class Batches(Dataset[dict[str, Tensor]]):
+    """Row i is batch i of the whole training, ready for the model. Keyed: nothing depends on worker or resume."""
+
+    def __init__(
+        self, clips: Clips, batches: list[list[Item]], target: Target, config: ConnectConfig, train: bool
+    ) -> None:
+        self.clips, self.batches, self.target = clips, batches, target
+        self.augment = train and config.augment
+        self.spec_augment = train and config.spec_augment
+        self.extractor = WhisperFeatureExtractor()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.batches[index]
+        features = [self._features(item) for item in batch]
+        targets = [self.target(item) for item in batch]
+        labels = [torch.tensor(ids) for ids, _ in targets]
+        return {
+            **collate_features(features),
+            "labels": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            "kinds": torch.tensor([kind for _, kind in targets]),
+        }
+
+    def _features(self, item: Item) -> Tensor:
+        samples = joined_samples(self.clips, item)
+        if self.augment:
+            samples = augment_samples(samples, item.speed, item.key)
+        features = log_mel(samples, self.extractor)
+        return mask_features(features, item.key) if self.spec_augment else features
+
+
+def joined_samples(clips: Clips, item: Item) -> np.ndarray:
+    """The item's clips one after another with its silences: (n,) float32 at 16 kHz."""
+    parts = [clips.load(item.clips[0])]
+    for gap, index in zip(item.gaps, item.clips[1:], strict=True):
+        parts += [np.zeros(round(gap * RATE), dtype=np.float32), clips.load(index)]
+    return np.concatenate(parts)
+
+
+def joined_text(clips: Clips, item: Item) -> str:
+    """What the item says."""
+    return " ".join(clips.texts[index] for index in item.clips)
+
+
+class ConnectTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer by its public hooks: one dataset row is one batch, dropout is keyed by the step."""
+
+    def __init__(self, task: ConnectTask, seed: int, **kwargs: Any) -> None:
+        super().__init__(model=task, data_collator=_only_row, **kwargs)
+        self.key = Key(seed, "connect-dropout")
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """One update; the global generator serves dropout alone and starts anew at every step."""
+        torch.manual_seed(self.key.at(update=self.state.global_step).digest() % 2**63)
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Loss, greedy CTC rows (B,L) and labels (B,L), both padded with -100; the MLP adapter has a loss only."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        loss = outputs["loss"].detach()
+        if "heard" not in outputs:
+            return loss, None, None
+        rows = [torch.tensor(row, device=loss.device) for row in outputs["heard"]]
+        return loss, nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED), inputs["labels"]
+
+
+def _only_row(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    (row,) = rows
+    return row
+
+
+class Curves(TrainerCallback):  # type: ignore[misc]
+    """Writes every log row to the journal and moves the progress bar."""
+
+    def __init__(self, journal: Journal, advance: Advance) -> None:
+        self.journal, self.advance = journal, advance
+        self.started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One update is done."""
+        self.advance()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """A resumed run repeats the rows since its checkpoint under their old keys; the journal ignores them."""
+        logs = dict(logs or {})
+        kind = "validation" if any(name.startswith("eval_") for name in logs) else "train"
+        if "train_runtime" in logs or not state.is_world_process_zero:
+            return
+        seconds = round(time.monotonic() - self.started, 1)
+        self.journal.append([{"key": f"{kind}-{state.global_step}", "step": state.global_step, "kind": kind,
+                              "seconds": seconds, **logs}])  # fmt: skip
+
+
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: `trainer_state.json` is the last file of each."""
+    whole = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        whole.append((int(state["global_step"]), checkpoint))
+    return max(whole)[1] if whole else None
