@@ -1,0 +1,48 @@
+"""Word error rates. Both sides pass Whisper's English normaliser: case, marks, number and spelling forms drop out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from rbalign.errors import DataError
+
+
+def for_wer(text: str) -> str:
+    """The form that is compared: lower case, no marks, numbers as digits, US spelling (Radford et al. 2022, app. C)."""
+    # Whisper's normaliser takes the first of several dots and leaves the rest as words.
+    return str(_normaliser()(re.sub(r"\.{2,}|…", " ", text)))
+
+
+def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+    """(errors, reference words) of one utterance: what a corpus rate and its bootstrap add up."""
+    import jiwer
+
+    said, heard = for_wer(reference), for_wer(hypothesis)
+    if not said:
+        return len(heard.split()), 0
+    counts = jiwer.process_words(said, heard)
+    errors = counts.substitutions + counts.deletions + counts.insertions
+    return errors, counts.hits + counts.substitutions + counts.deletions
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Corpus-level word error rate: all errors over all reference words; above 1 is possible.
+
+    Raises DataError for lists of different length or references without a word.
+    """
+    if len(references) != len(hypotheses):
+        raise DataError(f"{len(references)} references and {len(hypotheses)} hypotheses", "pair them one to one")
+    pairs = [word_errors(reference, hypothesis) for reference, hypothesis in zip(references, hypotheses, strict=True)]
+    words = sum(count for _, count in pairs)
+    if not words:
+        raise DataError("no reference holds a word", "a word error rate needs words")
+    return sum(errors for errors, _ in pairs) / words
+
+
+@cache
+def _normaliser():  # type: ignore[no-untyped-def]
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
