@@ -74,7 +74,8 @@ def test_kd_chunks_add_up_and_directions_differ():
 
 
 def closed_form(chosen, rejected, chosen_ref, rejected_ref, beta, mean):
-    ratio = [np.asarray(a) - (np.asarray(b) if b is not None else 0) for a, b in ((chosen, chosen_ref), (rejected, rejected_ref))]
+    sides = ((chosen, chosen_ref), (rejected, rejected_ref))
+    ratio = [np.asarray(own) - (0 if ref is None else np.asarray(ref)) for own, ref in sides]
     up, down = (r.mean() if mean else r.sum() for r in ratio)
     return math.log1p(math.exp(-beta * (up - down)))
 
@@ -127,7 +128,8 @@ def test_crossed_conditioning_compares_on_each_audio():
     own = answers([[-1.0]], [1], [[-1.1]]), answers([[-2.0]], [1], [[-1.9]])
     elsewhere = answers([[-1.4]], [1], [[-1.0]]), answers([[-2.2]], [1], [[-2.0]])
     loss = rba_group(*own, crossed=elsewhere, beta=0.5)
-    halves = [closed_form([-1.0], [-2.2], [-1.1], [-2.0], 0.5, False), closed_form([-1.4], [-2.0], [-1.0], [-1.9], 0.5, False)]
+    here = closed_form([-1.0], [-2.2], [-1.1], [-2.0], 0.5, False)
+    halves = [here, closed_form([-1.4], [-2.0], [-1.0], [-1.9], 0.5, False)]
     assert loss.sum.item() == pytest.approx(sum(halves) / 2, abs=1e-12)
     assert loss.weight.item() == 1
     assert loss.sum.item() != pytest.approx(rba_group(*own, beta=0.5).sum.item(), abs=1e-3)
@@ -143,19 +145,23 @@ def test_padding_split_and_order_change_nothing(rows, extra, data):
     lengths = [len(r) for r in rows]
     reference = [[value - 0.3 * (i % 3) for i, value in enumerate(r)] for r in rows]
     truncated = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
-    weights = torch.tensor(data.draw(st.lists(st.floats(0, 3), min_size=len(rows), max_size=len(rows))), dtype=torch.float64)
+    drawn = data.draw(st.lists(st.floats(0, 3), min_size=len(rows), max_size=len(rows)))
+    weights = torch.tensor(drawn, dtype=torch.float64)
     order = data.draw(st.permutations(range(len(rows))))
     cut = data.draw(st.integers(0, len(rows)))
     partner = [list(reversed(r)) for r in reference]
 
     def pieces(places):
-        picked = [list(values[i] for i in places) for values in (rows, lengths, reference, truncated, partner)]
+        picked = [[values[i] for i in places] for values in (rows, lengths, reference, truncated, partner)]
         up = answers(picked[0], picked[1], picked[2], picked[3])
         down = answers(picked[4], picked[1], picked[0], [False] * len(places))
         if extra:  # more padding
             up = Answers(*(torch.nn.functional.pad(t, (0, extra)) if t.ndim == 2 else t for t in up))
         w = weights[list(places)]
-        return sft(up.logprobs, up.mask, row_weights=w), rba_single(up, down, row_weights=w), rba_group(up, down, row_weights=w)
+        return [
+            sft(up.logprobs, up.mask, row_weights=w),
+            *(f(up, down, row_weights=w) for f in (rba_single, rba_group)),
+        ]
 
     whole = pieces(range(len(rows)))
     parts = [pieces(part) for part in (order[:cut], order[cut:]) if part]

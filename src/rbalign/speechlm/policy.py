@@ -75,7 +75,7 @@ class SpeechPolicy(nn.Module):
             speech.adapter.requires_grad_(True)
         self._branching = FusedSampler.supports(self.lm)
         self._sizes = _Sizes.of(self.lm)
-        self.register_load_state_dict_post_hook(_forgive_frozen)
+        self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
 
     @property
     def lm(self) -> Any:

@@ -79,10 +79,8 @@ def kd(student: Tensor, teacher: Tensor, mask: Tensor, *, row_weights: Tensor | 
     """
     weights = student.new_ones(student.shape[0]) if row_weights is None else row_weights
     token_weights = weights[:, None].expand_as(mask)[mask]
-    pieces = [
-        checkpoint(_token_kl, own, target, use_reentrant=False)
-        for own, target in zip(student[mask].split(KD_CHUNK), teacher[mask].split(KD_CHUNK), strict=True)
-    ]
+    chunks = zip(torch.split(student[mask], KD_CHUNK), torch.split(teacher[mask], KD_CHUNK), strict=True)
+    pieces = [checkpoint(_token_kl, own, target, use_reentrant=False) for own, target in chunks]
     kl: Tensor = torch.cat(pieces)
     return Loss((token_weights * kl).sum(), token_weights.sum(), {"kl": kl.detach()})
 

@@ -1,0 +1,228 @@
+"""The trainer on a tiny speech model: exact under any cut, equal after a kill, one encoder pass a clip."""
+
+import json
+import math
+
+import pytest
+import torch
+from aligning import LORA, VOICES, tiny_items, tiny_policy
+
+from rbalign.config.sections import AlignConfig, Sampling
+from rbalign.errors import RunError, UsageError
+from rbalign.rundir.journal import read_rows
+from rbalign.train.arguments import training_arguments
+from rbalign.train.resume import keyed_order
+from rbalign.train.trainer import AlignTrainer
+
+ARMS = ("sft", "kd", "rba-single", "rba-group")
+
+
+class ByLength:
+    """A scorer that needs nothing: longer answers are better."""
+
+    name = "length"
+    needs = frozenset()
+
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        assert len(columns["answer"]) == len(completions)
+        return [float(len(ids) + sum(ids) / 1e6) for ids in completion_ids]
+
+
+def config(**changes):
+    settings = {
+        "updates": 4, "examples_per_update": 2, "micro_batch": 2, "save_every": 2, "lora": LORA,
+        "sampling": Sampling(max_new_tokens=6), "args": {"learning_rate": 1e-2},
+    }  # fmt: skip
+    return AlignConfig(**(settings | changes))
+
+
+def trainer(folder, arm, policy=None, advance=lambda: None, validation=(), **changes):
+    settings = config(**changes)
+    policy = policy or tiny_policy(lora=settings.lora, train_adapter=settings.train_adapter)
+    items = tiny_items(policy)
+    scorer = ByLength() if arm == "rba-group" else None
+    made = AlignTrainer(
+        policy, arm, settings, items, folder, seed=3, scorer=scorer, validation=validation, advance=advance
+    )
+    return made
+
+
+def trained(folder, arm, **changes):
+    made = trainer(folder, arm, **changes)
+    made.fit()
+    return {name: value.detach().clone() for name, value in made.policy.trainable().items()}, list(
+        read_rows(folder / "metrics.jsonl")
+    )
+
+
+def assert_same(a, b, tolerance=1e-5):
+    (weights_a, rows_a), (weights_b, rows_b) = a, b
+    assert [row["update"] for row in rows_a] == [row["update"] for row in rows_b]
+    for one, other in zip(rows_a, rows_b, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=tolerance)
+    assert weights_a.keys() == weights_b.keys()
+    for name, value in weights_a.items():
+        torch.testing.assert_close(value, weights_b[name], atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_learns_and_tells(tmp_path, arm):
+    before = {n: v.clone() for n, v in trainer(tmp_path / "x", arm).policy.trainable().items()}
+    after, rows = trained(tmp_path / "arm", arm)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [row["update"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["gradient_norm"] > 0
+        assert row["operations"] > 0
+        assert row["seconds"]["step"] >= 0
+    assert rows[-1]["operations_total"] == pytest.approx(sum(row["operations"] for row in rows))
+    samples = list(read_rows(tmp_path / "arm/samples.jsonl"))
+    assert len(samples) == (4 * 2 * 2 if arm.startswith("rba") else 0)
+    if arm.startswith("rba"):
+        assert rows[0]["gradient_norms"].keys() == {"pair", "ce"}
+        assert rows[1]["gradient_norms"] is None
+        assert {"margin", "length_difference", "truncated", "one_sided"} <= rows[0].keys()
+        assert rows[0]["terms"]["pair"] > 0
+        assert 0 < sum(row["truncated"] for row in rows) < 4
+    if arm == "rba-group":
+        assert sum(rows[0]["chosen_voices"].values()) == sum(rows[0]["rejected_voices"].values()) == 2
+        assert set(rows[0]["chosen_voices"]) <= set(VOICES)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_micro_batch_changes_nothing(tmp_path, arm):
+    plain = {"learning_rate": 0.3, "optim": "sgd"}  # Adam would blow the rounding of gradients near zero up
+    whole, cut = (trained(tmp_path / str(size), arm, micro_batch=size, args=plain) for size in (100, 1))
+    assert_same(whole, cut)
+    assert [s["ids"] for s in read_rows(tmp_path / "100/samples.jsonl")] == [
+        s["ids"] for s in read_rows(tmp_path / "1/samples.jsonl")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [
+        ("sft", {}),
+        ("kd", {}),
+        ("rba-single", {"reference": "refresh:2", "train_adapter": True}),
+        ("rba-single", {"sample_refresh": "epoch", "examples_per_update": 1}),
+        ("rba-group", {"conditioning": "cross", "reference": "refresh:3"}),
+    ],
+)
+@pytest.mark.parametrize("killed_at", [3, 4])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, arm, changes, killed_at):
+    changes = {"updates": 6, "save_every": 2} | changes
+    whole = trained(tmp_path / "whole", arm, **changes)
+
+    class Kill(BaseException):
+        pass
+
+    seen = []
+
+    def advance():
+        seen.append(1)
+        if len(seen) == killed_at:
+            raise Kill
+
+    with pytest.raises(Kill):
+        trainer(tmp_path / "cut", arm, advance=advance, **changes).fit()
+    again = trained(tmp_path / "cut", arm, **changes)
+    assert_same(whole, again, tolerance=1e-6)
+    ids = [{s["id"]: s["ids"] for s in read_rows(tmp_path / name / "samples.jsonl")} for name in ("whole", "cut")]
+    assert ids[0] == ids[1]
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    whole = trained(tmp_path / "whole", "sft")
+    trained(tmp_path / "cut", "sft")
+    state = tmp_path / "cut/checkpoints/checkpoint-4/trainer_state.json"
+    state.write_text(state.read_text()[:50])
+    assert_same(whole, trained(tmp_path / "cut", "sft"))
+
+
+def test_fit_again_after_the_end_does_nothing(tmp_path):
+    first = trained(tmp_path, "rba-single")
+    assert_same(first, trained(tmp_path, "rba-single"), tolerance=0)
+
+
+def test_the_encoder_runs_once_per_clip(tmp_path):
+    made = trainer(tmp_path, "rba-single", updates=9)
+    made.fit()
+    assert made.policy.cache.computed == {"frames": 12, "positions": 12}
+    adapting = trainer(tmp_path / "adapter", "rba-single", updates=9, train_adapter=True)
+    adapting.fit()
+    assert adapting.policy.cache.computed == {"frames": 12}
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path):
+    made = trainer(tmp_path, "sft")
+    name, weight = next((n, v) for n, v in made.policy.trainable().items() if "lora_B" in n)
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    others = {n: v.clone() for n, v in made.policy.trainable().items() if n != name}
+    with pytest.raises(RunError, match="no step was taken"):
+        made.fit()
+    assert all(torch.equal(value, made.policy.trainable()[n]) for n, value in others.items())
+    assert not list(read_rows(tmp_path / "metrics.jsonl"))
+
+
+def test_rba_single_at_the_first_update_is_half_beta_times_sft(tmp_path):
+    """pi_theta = pi_ref: every margin is 0 and the loss log 2, whatever was sampled."""
+    _, rows = trained(tmp_path, "rba-single", ce_weight=0.0, sampling=Sampling(max_new_tokens=40))
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert rows[1]["loss"] != pytest.approx(math.log(2), abs=1e-6)
+    assert rows[0]["gradient_norms"].keys() == {"pair"}
+
+
+def test_the_best_checkpoint_on_validation_is_kept(tmp_path):
+    policy = tiny_policy()
+    validation = tiny_items(policy, count=3)
+    absurd = {"learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    made = trainer(tmp_path, "sft", policy, validation=validation, select_by="validation", updates=8, args=absurd)
+    made.fit()
+    curve = {row["update"]: row["nll"] for row in read_rows(tmp_path / "validation.jsonl")}
+    assert set(curve) == {2, 4, 6, 8}
+    best = min(curve.values())
+    assert best < curve[8]  # the learning rate is absurd: the last checkpoint is not the best
+    assert made.evaluate()["eval_nll"] == pytest.approx(best, abs=1e-5)
+
+
+def test_order_is_keyed_and_every_epoch_visits_all():
+    names = [f"e{i}" for i in range(7)]
+    order = keyed_order(names, updates=9, per_update=2, seed=1)
+    assert len(order) == 18
+    epochs = [order[start : start + 6] for start in (0, 6, 12)]
+    assert all(len(set(epoch)) == 6 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    moved = [names[i] for i in (3, 1, 0, 2, 6, 5, 4)]
+    assert [moved[i] for i in keyed_order(moved, 9, 2, 1)] == [names[i] for i in order]
+    with pytest.raises(UsageError, match="fewer than examples_per_update"):
+        keyed_order(names, 1, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"learning_rte": 1e-4}, "learning_rate"),
+        ({"gradient_accumulation_steps": 4}, "micro_batch"),
+        ({"max_steps": 7}, "updates"),
+        ({"lr_scheduler_type": "zigzag"}, "zigzag"),
+    ],
+)
+def test_arguments_that_the_recipe_may_not_set(tmp_path, args, message):
+    with pytest.raises(UsageError, match=message):
+        training_arguments(config(args=args), tmp_path, 0)
+
+
+def test_lora_fields_that_would_break_the_reference():
+    refused = (("lora_dropout", 0.1, "keyed"), ("init_lora_weights", "pissa", "zero"), ("rank", 4, "rank"))
+    for field, value, said in refused:
+        with pytest.raises(UsageError, match=said):
+            tiny_policy(lora={**LORA, field: value})
+
+
+def test_metrics_are_json_without_nan(tmp_path):
+    trained(tmp_path, "rba-group", ce_weight=0.0)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda value: pytest.fail(value))
