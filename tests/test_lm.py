@@ -160,3 +160,12 @@ def test_uniforms_are_uniform_and_positional(seed, position):
     assert abs(u.mean() - 0.5) < 0.15
     assert not np.array_equal(u, uniforms(digests, position + 1))
     assert np.array_equal(u[:3], uniforms(digests[:3], position))
+
+
+@pytest.mark.parametrize("sampler", [FusedSampler, GenerateSampler])
+def test_streaming_hears_every_token_once_and_in_order(tiny_llama, sampler):
+    heard = {}
+    watch = lambda place, token: heard.setdefault(place, []).append(token)  # noqa: E731
+    params = SamplingParams(12, 3.0, 1.0, tuple(range(20)))
+    samples = flat(sampler(tiny_llama).sample(prompts([3, 6, 2]), params, keys(3, samples=2), watch))
+    assert [heard[i] for i in range(6)] == [s.ids.tolist() for s in samples]

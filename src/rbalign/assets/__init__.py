@@ -14,7 +14,7 @@ from rbalign.assets.catalog import default
 from rbalign.assets.store import Store
 from rbalign.assets.telling import megabytes
 
-__all__ = ["Store", "folder", "home", "megabytes", "store"]
+__all__ = ["Store", "folder", "home", "megabytes", "model_folder", "store"]
 
 
 def home() -> Path:
@@ -40,3 +40,9 @@ def folder(name: str) -> Path:
     Raises UsageError for an unknown name; AssetError when the bytes cannot be had or are not the pinned ones.
     """
     return store().folder(name)
+
+
+def model_folder(name: str) -> Path:
+    """A model by asset name or by path: a folder that exists is taken as it is."""
+    path = Path(name).expanduser()
+    return path if path.is_dir() else folder(name)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rbalign.errors import UsageError
 from rbalign.keys import Key
-from rbalign.lm.sampler import Prompts, Sample, SamplingParams, cut, draw, embed, flat_keys, group_by_row
+from rbalign.lm.sampler import Prompts, Sample, SamplingParams, Watch, cut, draw, embed, flat_keys, group_by_row
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this share still runs: copying the cache costs about one step."""
@@ -93,7 +93,9 @@ class FusedSampler:
         self.head = _merged(head).t()
 
     @torch.no_grad()
-    def sample(self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]]) -> list[list[Sample]]:
+    def sample(
+        self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]], watch: Watch | None = None
+    ) -> list[list[Sample]]:
         """See `Sampler`. A row's prompt is computed once, whatever the number of its samples."""
         owners, digests = flat_keys(keys)
         if not owners:
@@ -105,7 +107,7 @@ class FusedSampler:
         logits = hidden[repeat] @ self.head
         if len(used) != len(owners):
             cache = cache.take(repeat)
-        ids, logprobs = self._decode(cache, logits, params, digests)
+        ids, logprobs = self._decode(cache, logits, params, digests, watch)
         samples = [cut(ids[i], logprobs[i], params.stop_ids) for i in range(len(owners))]
         return group_by_row(samples, owners, len(keys))
 
@@ -138,7 +140,9 @@ class FusedSampler:
             last = torch.where((pads == width)[:, None], hidden, last)
         return cache, last
 
-    def _decode(self, cache: _Cache, logits: Tensor, params: SamplingParams, digests: Any) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, cache: _Cache, logits: Tensor, params: SamplingParams, digests: Any, watch: Watch | None
+    ) -> tuple[Tensor, Tensor]:
         """Draw until every row stopped: ids and log-probs (B, max_new_tokens); what lies after a stop is cut later."""
         rows, stops = torch.arange(len(digests)), torch.tensor(params.stop_ids, dtype=torch.long)
         ids = torch.zeros(len(rows), params.max_new_tokens, dtype=torch.long)
@@ -148,6 +152,9 @@ class FusedSampler:
         for step in range(params.max_new_tokens):
             token, logprob = draw(logits, params, digests[rows.numpy()], step)
             ids[rows, step], logprobs[rows, step] = token, logprob
+            if watch is not None:
+                for place in running.nonzero()[:, 0].tolist():
+                    watch(int(rows[place]), int(token[place]))
             running &= ~torch.isin(token, stops)
             if step + 1 == params.max_new_tokens or not running.any():
                 break

@@ -6,7 +6,7 @@ Two implementations: `GenerateSampler` here (transformers' `generate`, every fam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,10 +55,16 @@ class Sample:
     stop: StopReason
 
 
+Watch = Callable[[int, int], None]
+"""Hears (place of the sample in row-major order, token) for each token as it is drawn: for streaming."""
+
+
 class Sampler(Protocol):
     """Draws `len(keys[i])` samples for row i. Same keys, same samples, in any batch."""
 
-    def sample(self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]]) -> list[list[Sample]]:
+    def sample(
+        self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]], watch: Watch | None = None
+    ) -> list[list[Sample]]:
         """One inner list for each row, in the order of its keys."""
         ...
 
@@ -147,13 +153,19 @@ def cut(ids: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Sample:
 class _KeyedChoice(LogitsProcessor):  # type: ignore[misc]
     """Makes `generate`'s greedy search take the keyed draw: the drawn token gets 0, all others -inf."""
 
-    def __init__(self, params: SamplingParams, digests: np.ndarray) -> None:
-        self.params, self.digests = params, digests
+    def __init__(self, params: SamplingParams, digests: np.ndarray, watch: Watch | None) -> None:
+        self.params, self.digests, self.watch = params, digests, watch
         self.logprobs: list[Tensor] = []
+        self.running = set(range(len(digests)))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         ids, logprobs = draw(scores.float(), self.params, self.digests, position=len(self.logprobs))
         self.logprobs.append(logprobs)
+        if self.watch is not None:
+            for place in sorted(self.running):
+                self.watch(place, int(ids[place]))
+                if int(ids[place]) in self.params.stop_ids:
+                    self.running.discard(place)
         return torch.full_like(scores, -torch.inf).scatter_(1, ids[:, None], 0.0)
 
 
@@ -167,7 +179,9 @@ class GenerateSampler:
         """Nothing to do: `generate` reads the live weights."""
 
     @torch.no_grad()
-    def sample(self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]]) -> list[list[Sample]]:
+    def sample(
+        self, prompts: Prompts, params: SamplingParams, keys: Sequence[Sequence[Key]], watch: Watch | None = None
+    ) -> list[list[Sample]]:
         """See `Sampler`. Rows are left-padded embeddings."""
         owners, digests = flat_keys(keys)
         if not owners:
@@ -179,7 +193,7 @@ class GenerateSampler:
         for place, row in enumerate(owners):
             embeds[place, width - len(rows[row]) :] = rows[row]
             mask[place, width - len(rows[row]) :] = 1
-        choice = _KeyedChoice(params, digests)
+        choice = _KeyedChoice(params, digests, watch)
         ids = self.model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,

@@ -60,8 +60,7 @@ class Acceptance:
         """Texts that a draft offers, each with the first filter that drops it, or None."""
         stop, filters = StopReason(draft["stop"]), self.config.filters
         if self.config.sentences:
-            texts = [draft["text"]] if stop is StopReason.END else []
-            found = [sentence for text in [*texts, draft.get("answer", "")] for sentence in sentences(text)]
+            found = [sentence for text in (draft["text"], draft.get("answer", "")) for sentence in sentences(text)]
             return [(sentence, text_cause(sentence, filters)) for sentence in found]
         cause = drop_cause(draft["text"], stop, filters)
         if cause is None and self.config.answers:
