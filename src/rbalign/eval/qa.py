@@ -1,19 +1,17 @@
-"""Spoken questions with known answers: people's trivia from an asset, easy ones of our own, spoken by test voices.
+"""Questions with known answers to be spoken: people's trivia from an asset, and easy ones of our own.
 
 IFBench's prompts, the other text asset, carry constraints and no answers: they cannot be scored as QA.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from rbalign.errors import DataError, UsageError
+from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.rundir.files import stable_hash
 from rbalign.scorers.qa import tokens
@@ -22,7 +20,6 @@ from rbalign.types import Example, Split, View, ViewSpec
 HUMAN, OWN = "chatterbot-corpus", "rbalign"
 VIEWS_PER_QUESTION = 2
 """The fewest voices that can disagree: the flip rate needs two."""
-SHARD = 64
 MAX_WORDS = 30
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
@@ -62,48 +59,14 @@ def questions(count: int, corpus: Path | None = None) -> list[Example]:
     return found[:count]
 
 
-def views_of(example: Example, voices: Sequence[str], seed: int) -> list[ViewSpec]:
-    """Which test voices say a question: distinct, drawn by key, so that every voice gets about as many."""
-    order = Key(seed, "qa-voices", example=example.id).generator().permutation(len(voices))
-    return [ViewSpec(voices[place]) for place in order[:VIEWS_PER_QUESTION]]
-
-
-def speak(folder: Path, examples: Sequence[Example], voices: Sequence[str], seed: int, workers: int) -> Any:
-    """Speak the questions into a dataset folder, going on shard by shard; the open Dataset."""
-    from rbalign.data.dataset import Dataset, DatasetWriter
-    from rbalign.rundir.progress import progress
-
-    plan = [
-        View(example.id, index, Split.TEST, spec, 0.0)
-        for example in examples
-        for index, spec in enumerate(views_of(example, voices, seed))
-    ]
-    spoken = {example.id: example.spoken for example in examples}
-    writer = DatasetWriter(folder, {"kind": "qa", "seed": seed, "questions": stable_hash([e.id for e in examples])})
-    writer.add_examples(list(examples))
-    shards = [plan[start : start + SHARD] for start in range(0, len(plan), SHARD)]
-    with progress(len(plan), "speak questions", unit="clips") as advance:
-        for index, shard in enumerate(shards):
-            if not writer.has_shard(Split.TEST, index):
-                writer.commit_views(Split.TEST, index, _spoken(shard, spoken, workers or os.cpu_count() or 1))
-            advance(len(shard))
-    writer.finish()
-    return Dataset.open(folder)
-
-
-def _spoken(shard: Sequence[View], words: dict[str, str], workers: int) -> list[View]:
-    from rbalign.audio.io import to_flac
-    from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
-
-    jobs = [SpeakJob(view.id, words[view.example_id], view.spec.voice, view.spec.speed) for view in shard]
-    clips = dict(speak_many(jobs, workers))
-    done = []
-    for view in shard:
-        clip = clips[view.id]
-        if isinstance(clip, SpeakFailure):
-            raise DataError(f"question {view.example_id!r} cannot be spoken: {clip.reason}", "set qa lower, or 0")
-        done.append(View(view.example_id, view.index, view.split, view.spec, len(clip) / 16_000, to_flac(clip, 16_000)))
-    return done
+def plan_views(examples: Sequence[Example], voices: Sequence[str], seed: int) -> list[View]:
+    """The views of all questions, without audio: distinct voices, drawn by key, so each gets about as many."""
+    views = []
+    for example in examples:
+        order = Key(seed, "qa-voices", example=example.id).generator().permutation(len(voices))
+        for index, place in enumerate(order[:VIEWS_PER_QUESTION]):
+            views.append(View(example.id, index, Split.TEST, ViewSpec(voices[place], seed=seed), 0.0))
+    return views
 
 
 def _trivia(corpus: Path | None) -> list[tuple[str, str]]:

@@ -125,8 +125,8 @@ class _Rows:
                     self.add(subject, task, name, boot.mean(values), reference, seed=seed)
             if METRICS[name].headline and task not in SIDES and subject.name != TEXT:
                 self._voices(subject, task, METRICS[name], table)
-        if task == "qa" and not np.isnan(table.flips()).all():
-            self.add(subject, task, "flip-rate", boot.mean(table.flips()), METRICS["flip-rate"].reference)
+        if task.startswith("qa"):
+            self._questions(subject, task, table)
         self._heard(subject, task, table)
 
     def _voices(self, subject: Subject, task: str, metric: Metric, table: Table) -> None:
@@ -139,6 +139,17 @@ class _Rows:
         for column, voice in enumerate(voices):
             name = f"{metric.name}/voice:{voice}"
             self.add(subject, task, name, boot.mean(values[:, column]), metric.reference, voice=voice)
+
+    def _questions(self, subject: Subject, task: str, table: Table) -> None:
+        """Accuracy where the text LLM is right (what hearing costs), and how often voices disagree."""
+        boot, reference = self.boots[task], METRICS["qa"].reference
+        text = next((one for one in self.evidence.subjects if one.name == TEXT), None)
+        known = self.evidence.table(text, "qa").values("qa") if text else np.full(table.n, np.nan)
+        if len(known) == table.n and (known == 1).any() and subject.name != TEXT:
+            kept = np.where(known == 1, table.values("qa"), np.nan)
+            self.add(subject, task, "qa/where-text-right", boot.mean(kept), reference)
+        if task == "qa" and not np.isnan(table.flips()).all():
+            self.add(subject, task, "flip-rate", boot.mean(table.flips()), METRICS["flip-rate"].reference)
 
     def _heard(self, subject: Subject, task: str, table: Table) -> None:
         """Corpus-level WER, and the voice in which it is highest."""

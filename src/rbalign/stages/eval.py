@@ -1,0 +1,385 @@
+"""`rba eval`: arms beside references on held-out instructions, voices and questions.
+
+eval/questions/                spoken questions, a dataset like any other
+eval/SUBJECT/TASK.jsonl        answers (append-only)
+eval/SUBJECT/TASK.scores.jsonl scores of them
+results.json                   rows and comparisons
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import EvalConfig
+from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.errors import AssetError, UsageError
+from rbalign.eval import metrics, qa
+from rbalign.eval.items import by_example, limit_examples
+from rbalign.eval.results import Evidence, Subject, build
+from rbalign.eval.schedule import Spoken, Work, arm_work, reference_work
+from rbalign.eval.score import load_rows, score
+from rbalign.rundir.files import atomic_write, sha256_file
+from rbalign.rundir.progress import progress
+from rbalign.rundir.run import RunDir
+from rbalign.scorers import Scorer
+from rbalign.scorers import build as build_scorer
+from rbalign.scorers.qa import PROTOCOL
+from rbalign.scorers.similarity import Embedder, build_embedder
+from rbalign.stages.base import Plan, PlanRow
+from rbalign.types import Split
+
+if TYPE_CHECKING:
+    from rbalign.eval.collect import Answerer
+    from rbalign.speechlm.policy import SpeechPolicy
+
+SHARD = 64
+"""Questions' clips in a shard: a minute of speaking to lose in a crash."""
+SECONDS = {"speech": 0.12, "wrong-audio": 0.12, "text": 0.1, "self-cascade": 0.12, "cascade": 0.9, "loss": 0.12}
+"""Wall seconds of one answer of about 30 tokens on two cores with the embedded models, encoder included."""
+SECONDS_PER_CLIP = 1.1
+SECONDS_PER_SCORE = 0.03
+BYTES_PER_ANSWER, BYTES_PER_CLIP = 1_500, 65_000
+
+
+def plan(recipe: Recipe, run: RunDir) -> Plan:
+    """What is to answer and to score, as if nothing were there yet. Estimates for two cores and the embedded models."""
+    config = _config(recipe)
+    wanted = recipe.synth.test if recipe.synth and config.split == "test" else 0
+    wanted = wanted or (recipe.synth.validation if recipe.synth else 0)
+    instructions = min(wanted, config.limit or wanted)
+    views = sum(rule.per_example for rule in recipe.synth.views) if recipe.synth else 4
+    several, repeated = instructions * views, instructions * (config.consistency_samples - 1)
+    subjects = 1 + len(_arms(recipe))
+    full = several + repeated + instructions
+    rows = [
+        PlanRow("speak questions", config.qa * qa.VIEWS_PER_QUESTION, config.qa * SECONDS_PER_CLIP),
+        PlanRow("answers of base and arms", subjects * full, subjects * full * SECONDS["speech"]),
+        PlanRow("answers to questions", subjects * 3 * config.qa, subjects * 3 * config.qa * SECONDS["speech"]),
+        PlanRow("answers of references", 2 * full + instructions, (2 * full) * SECONDS["text"] + instructions * 0.9),
+        PlanRow("losses on y_ref", subjects * several, subjects * several * SECONDS["loss"]),
+        PlanRow("scores", subjects * full, subjects * full * SECONDS_PER_SCORE, subjects * full * BYTES_PER_ANSWER),
+    ]
+    return Plan(tuple(row for row in rows if row.count))
+
+
+def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
+    """Answer, score and tabulate, going on where an earlier start stopped; shows the table on stdout."""
+    config = _config(recipe)
+    instructions, left_out = _instructions(recipe, run)
+    questions = _questions(recipe, run)
+    evaluation = Evaluation(recipe, run, instructions, questions)
+    evaluation.answer()
+    evaluation.score()
+    results = build(evaluation.evidence(), resamples=config.bootstrap, seed=recipe.seed)
+    notes = [*evaluation.notes]
+    if left_out:
+        notes.append(f"{left_out} instructions of the split have no clip that any voice could make: left out")
+    path = run.path("results.json")
+    atomic_write(path, json.dumps({**results, "notes": notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    show(results)
+    return {"results.json": sha256_file(path)}
+
+
+class Evaluation:
+    """One run of the stage: who takes part, what they do, and where it is kept."""
+
+    def __init__(self, recipe: Recipe, run: RunDir, instructions: Spoken, questions: Spoken) -> None:
+        self.recipe, self.run, self.config = recipe, run, _config(recipe)
+        self.instructions, self.questions = instructions, questions
+        shared = (self.config.references, instructions, questions, self.config.consistency_samples, recipe.seed)
+        self.references = reference_work(*shared)
+        self.arms = {folder: arm_work(folder, *shared) for folder in _arms(recipe)}
+        self.notes: list[str] = []
+        self._policy: SpeechPolicy | None = None
+        self._embedders: dict[str, Embedder] = {}
+
+    def everything(self) -> list[Work]:
+        """Every journal of this run."""
+        return [*self.references, *(work for own in self.arms.values() for work in own)]
+
+    @property
+    def policy(self) -> SpeechPolicy:
+        """The speech LLM, loaded once; arms are put on it one after the other."""
+        if self._policy is None:
+            from rbalign.stages.policy import open_policy
+
+            self._policy = open_policy(self.recipe, self.run)
+        return self._policy
+
+    # Answers
+
+    def answer(self) -> None:
+        """Base and references first, on the untouched model; then each arm's weights, loaded once."""
+        for work in self.references:
+            self._collect(work, base=True)
+        for folder, own in self.arms.items():
+            if any(self._missing(work) for work in own):
+                self.policy.load(arm_folder(self.run, folder))
+            for work in own:
+                self._collect(work, base=False)
+
+    def _collect(self, work: Work, base: bool) -> None:
+        from rbalign.eval.collect import collect
+
+        if self._missing(work):
+            collect(
+                self._answerer(work, base),
+                work.items,
+                self._path(work),
+                self._settings(work),
+                batch_size=self.config.batch_size,
+                label=f"{work.folder} {work.task}",
+            )
+
+    def _answerer(self, work: Work, base: bool) -> Answerer:
+        from rbalign.eval import answerers
+
+        settings = self._settings(work)
+        params = self.policy.params(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
+        common: dict[str, Any] = {"policy": self.policy, "params": params, "seed": self.recipe.seed, "base": base}
+        match work.source:
+            case "loss" | "text-loss":
+                return answerers.ReferenceLoss(self.policy, base, text=work.source == "text-loss")
+            case "text":
+                return answerers.TextAnswerer(**common)
+            case "self-cascade":
+                return answerers.TextAnswerer(**common, transcribe=self.policy.heard)
+            case "cascade":
+                return answerers.TextAnswerer(**common, transcribe=whisper())
+            case "wrong-audio":
+                return answerers.SpeechAnswerer(**common, clip_of=self._wrong_clip(work))
+        return answerers.SpeechAnswerer(**common, hear=self._hears(base))
+
+    def _hears(self, base: bool) -> bool:
+        """Whether the transcript is worth keeping: arms with a frozen adapter hear what base hears."""
+        trained = self.recipe.align is not None and self.recipe.align.train_adapter
+        return (base or trained) and self.policy.speech.config.adapter_type == "ctc"
+
+    def _wrong_clip(self, work: Work) -> Any:
+        from rbalign.eval.items import wrong_audio
+
+        spoken = self.questions if work.kind == "qa" else self.instructions
+        clips = wrong_audio(work.items, spoken.clips())
+        return lambda item: clips[item.id]
+
+    # Scores
+
+    def score(self) -> None:
+        """Score every answer that has none yet."""
+        floors = {name: metric.floor for name, metric in metrics.METRICS.items()}
+        scorers = {"open": self._open_scorers(), "qa": {"qa": build_scorer("qa")}, "nll": {}}
+        for work in self.everything():
+            examples = self.questions.examples if work.kind == "qa" else self.instructions.examples
+            if len(load_rows([self._path(work, ".scores")])) < len(work.items):
+                score(
+                    self._path(work),
+                    self._path(work, ".scores"),
+                    {example.id: example for example in examples},
+                    scorers[work.kind],
+                    teacher_logprobs=self._teacher_logprobs,
+                    floors=floors,
+                    label=f"score {work.folder} {work.task}",
+                )
+
+    def _open_scorers(self) -> dict[str, Scorer]:
+        self._embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := self._embedder(name))}
+        scorers = {"chrf": build_scorer("chrf"), "teacher-likelihood": build_scorer("teacher-likelihood")}
+        for metric, name in metrics.EMBEDDERS.items():
+            if name in self._embedders:
+                embedder = self._embedders[name]
+                scorers[metric] = build_scorer("similarity", against="reference", embedder=embedder)
+                if metric == "similarity":
+                    scorers["similarity-answer"] = build_scorer("similarity", against="answer", embedder=embedder)
+        return scorers
+
+    def _embedder(self, name: str) -> Embedder | None:
+        """None, with a note in the results, where the second embedder cannot be had; MiniLM is no option."""
+        try:
+            return build_embedder(name)
+        except (AssetError, UsageError) as error:
+            if name == "minilm":
+                raise
+            self.notes.append(f"embedder {name} left out: {error.problem}")
+            return None
+
+    def _teacher_logprobs(self, instructions: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float] | None]:
+        from rbalign.eval.answerers import teacher_scores
+
+        return teacher_scores(self.policy)(instructions, ids)
+
+    # Evidence
+
+    def evidence(self) -> Evidence:
+        """All rows, by subject, seed and task."""
+        named = {work.folder: _subject_and_seed(work.folder, self.recipe) for work in self.everything()}
+        scores, answers = {}, {}
+        for work in self.everything():
+            key = (*named[work.folder], work.task)
+            scores[key] = load_rows([self._path(work, ".scores")])
+            if work.task == "open":
+                answers[key] = load_rows([self._path(work)])
+        tasks: dict[str, list[str]] = {}
+        for work in self.everything():
+            spoken = self.questions if work.kind == "qa" else self.instructions
+            tasks[work.task] = [example.id for example in spoken.examples]
+        return Evidence(
+            self._subjects(),
+            tasks,
+            scores,
+            answers,
+            {name: embedder.embed for name, embedder in self._embedders.items()},
+            {task: self._protocol(task) for task in tasks},
+        )
+
+    def _subjects(self) -> list[Subject]:
+        align = self.recipe.align
+        trained = [
+            Subject(
+                arm,
+                align.seeds,
+                metrics.optimised_by(arm, scorer=align.scorer, ce_weight=align.ce_weight),
+            )
+            for arm in (align.arms if align else ())
+            if align
+        ]
+        present = {work.folder for work in self.references}
+        shown = [Subject(name) for name in ("text", "cascade", "self-cascade") if name in present]
+        return [Subject("base"), *trained, *shown]
+
+    def _protocol(self, task: str) -> str:
+        tokens = self.config.sampling.max_new_tokens
+        if task.startswith("qa"):
+            return f"greedy, at most {tokens} tokens; {PROTOCOL}; {qa.VIEWS_PER_QUESTION} voices a question"
+        if task.startswith("nll"):
+            return "y_ref teacher-forced, end token included, mean a token"
+        chosen = self.config.sampling
+        return (
+            f"temperature {chosen.temperature:g}, top-p {chosen.top_p:g}, at most {tokens} tokens, "
+            f"one fixed key per item; split {self.config.split}"
+        )
+
+    def _settings(self, work: Work) -> dict[str, Any]:
+        """How an answer is decoded: it stands in every row."""
+        chosen = self.config.sampling.model_dump()
+        if work.source in ("loss", "text-loss"):
+            return {**chosen, "task": "y_ref"}
+        return {**chosen, "temperature": 0.0, "top_p": 1.0} if work.greedy else chosen
+
+    def _missing(self, work: Work) -> bool:
+        return len(load_rows([self._path(work)])) < len(work.items)
+
+    def _path(self, work: Work, kind: str = "") -> Path:
+        return self.run.path("eval", work.folder, f"{work.task}{kind}.jsonl")
+
+
+def arm_folder(run: RunDir, folder: str) -> Path:
+    """Where align left an arm's weights."""
+    return run.path("arms", folder, "arm")
+
+
+def whisper() -> Any:
+    """The independent ASR as a function of views, loaded at its first use."""
+    from rbalign.audio.io import read_audio
+
+    listeners: list[Any] = []
+
+    def transcribe(views: Sequence[Any]) -> list[str]:
+        from rbalign.asr.whisper import Transcriber
+
+        if not listeners:
+            listeners.append(Transcriber(workers=os.cpu_count() or 1))
+        return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
+
+    return transcribe
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """The table of results on stdout: one line per arm or reference, headline metrics first."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+    from rbalign.report.pivot import Results
+    from rbalign.report.tables import main_table
+
+    made = main_table(Results(results))
+    grid = Grid(title="mean over instructions, 95 % interval; † the arm's own loss raises this number")
+    grid.add_column("arm")
+    for column in made["columns"]:
+        grid.add_column(column["label"], justify="right")
+    for line in made["lines"]:
+        cells = [
+            "-" if not cell["value"] else f"{cell['value']}{'†' if cell['optimised'] else ''}\n{cell['interval']}"
+            for cell in line["cells"]
+        ]
+        grid.add_row(line["arm"], *cells)
+    Console().print(grid)
+
+
+def _config(recipe: Recipe) -> EvalConfig:
+    if recipe.eval is None:
+        raise UsageError(f"recipe {recipe.name} has no [eval] section", "add one, or choose another recipe")
+    return recipe.eval
+
+
+def _arms(recipe: Recipe) -> list[str]:
+    """Folder names of the trained arms."""
+    align = recipe.align
+    return [f"{arm}-s{seed}" for arm in align.arms for seed in align.seeds] if align else []
+
+
+def _subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
+    if folder not in _arms(recipe):
+        return folder, None
+    arm, _, seed = folder.rpartition("-s")
+    return arm, int(seed)
+
+
+def _instructions(recipe: Recipe, run: RunDir) -> tuple[Spoken, int]:
+    """The held-out instructions that have clips, and how many have none."""
+    config = _config(recipe)
+    dataset = Dataset.open(run.path("data"))
+    views = by_example(dataset.views(config.split))
+    chosen = limit_examples(dataset.examples(config.split), config.limit)
+    spoken = [example for example in chosen if views.get(example.id)]
+    if not spoken:
+        raise UsageError(
+            f"the {config.split} split has no instruction with a clip", f"set [synth] {config.split} above 0"
+        )
+    return Spoken(spoken, views), len(chosen) - len(spoken)
+
+
+def _questions(recipe: Recipe, run: RunDir) -> Spoken:
+    """Questions with their clips, spoken now if they are not yet; empty if the recipe asks for none."""
+    from rbalign.synth.speak import speak_shard
+    from rbalign.voices.bank import load_bank
+
+    config, folder = _config(recipe), run.path("eval", "questions")
+    if not config.qa:
+        return Spoken([], {})
+    examples = qa.questions(config.qa)
+    planned = qa.plan_views(examples, load_bank().names(Split.TEST, "kokoro"), recipe.seed)
+    writer = DatasetWriter(folder, {"kind": "questions", "seed": recipe.seed})
+    writer.add_examples(examples)
+    words = {example.id: example.spoken for example in examples}
+    done = SHARD * len(writer.committed(Split.TEST))
+    with progress(len(planned), "speak questions", done=min(done, len(planned)), unit="clips") as advance:
+        for number, shard in enumerate(_shards(planned)):
+            if number not in writer.committed(Split.TEST):
+                clips = []
+                for view, failure in speak_shard(shard, words, os.cpu_count() or 1):
+                    advance()
+                    if failure is None:
+                        clips.append(view)
+                writer.commit_views(Split.TEST, number, sorted(clips, key=lambda view: view.id))
+    writer.finish()
+    views = by_example(Dataset.open(folder).views(Split.TEST))
+    return Spoken([example for example in examples if views.get(example.id)], views)
+
+
+def _shards(views: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (views[start : start + SHARD] for start in range(0, len(views), SHARD))
