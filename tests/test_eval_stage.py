@@ -20,6 +20,7 @@ from rbalign.eval.score import load_rows, word_errors
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.stages import eval as stage
+from rbalign.stages.align import arm_folder
 from rbalign.types import Example, View, ViewSpec
 
 VOICES = ("af_sarah", "am_michael", "bf_isabella")
@@ -74,12 +75,12 @@ def run(tmp_path, recipe, monkeypatch):
     writer.add_examples([example(i) for i in range(4)])
     writer.commit_views("test", 0, [view(i, v) for i in range(4) for v in range(3)])
     writer.finish()
-    for seed, arm in ((11, "sft-s0"), (12, "rba-group-s0")):
+    for seed, arm in ((11, "sft"), (12, "rba-group")):
         policy = new_policy(lora=LORA, seed=seed)
         with_noise = np.random.default_rng(seed)
         for value in policy.trainable().values():
             value.data += 0.5 * value.data.new_tensor(with_noise.normal(size=value.shape))
-        policy.save(stage.arm_folder(opened, arm))
+        policy.save(arm_folder(opened, arm, 0))
     monkeypatch.setattr(stage, "build_embedder", lambda name: Letters() if name == "minilm" else missing(name))
     monkeypatch.setattr("rbalign.stages.policy.open_policy", lambda recipe, run: new_policy())
     monkeypatch.setattr(stage, "whisper", lambda: lambda views: ["what is tea" for _ in views])
@@ -162,7 +163,7 @@ def test_arms_differ_base_is_untouched_and_text_is_the_plain_llm(run, recipe):
 def test_base_on_a_loaded_arm_is_still_base(run, recipe):
     stage.run(recipe, run)
     policy = new_policy()
-    policy.load(stage.arm_folder(run, "sft-s0"))
+    policy.load(arm_folder(run, "sft", 0))
     items = every_view([example(0)], by_example(view(0, v) for v in range(3)))
     found = answerers.SpeechAnswerer(policy, policy.params(0.7, 1.0, 6), recipe.seed, base=True).answer(items)
     assert [list(answer.ids) for answer in found] == [rows(run, "base", "open")[item.id]["ids"] for item in items]

@@ -1,15 +1,16 @@
-"""Two finished runs side by side, from their files alone."""
+"""Two finished runs, or two arms, side by side, from their files alone."""
 
 from __future__ import annotations
 
 import json
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rbalign.errors import DataError, UsageError
+from rbalign.eval.paired import arms_of, compare_arms, named_arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,18 @@ class RunComparison:
     note: str
     """Whether the two were measured on the same data."""
     pairs: list[Pair]
+    paired: list[dict[str, Any]] = field(default_factory=list)
+    """b - a by instruction, where both were measured on the same ones: see `eval.paired.compare_arms`, plus `arm`."""
 
 
 def compare(a: Path, b: Path) -> RunComparison:
-    """Compare two run folders. Raises UsageError where one has no results."""
+    """Compare two run folders, or two arms: RUN:ARM. Raises UsageError where one has no results.
+
+    Arms are compared by instruction; so are all arms that two runs on the same dataset share.
+    """
+    (a, arm_a), (b, arm_b) = _run_and_arm(a), _run_and_arm(b)
     rows_a, rows_b = _rows(a), _rows(b)
-    shared = [Pair(rows_a[key], rows_b[key]) for key in rows_a if key in rows_b]
+    shared = [] if arm_a or arm_b else [Pair(rows_a[key], rows_b[key]) for key in rows_a if key in rows_b]
     same = _dataset(a) is not None and _dataset(a) == _dataset(b)
     note = (
         "Both runs were measured on the same dataset."
@@ -48,7 +55,26 @@ def compare(a: Path, b: Path) -> RunComparison:
         else "The runs have different datasets: their instructions differ, so small differences mean nothing."
     )
     settings = sorted(_differences(_recipe(a), _recipe(b)))
-    return RunComparison([difference for difference in settings if difference[0] != "name"], note, shared)
+    by_instruction = list(_paired(a, arm_a, b, arm_b)) if same else []
+    return RunComparison([one for one in settings if one[0] != "name"], note, shared, by_instruction)
+
+
+def _run_and_arm(given: Path) -> tuple[Path, str | None]:
+    """`runs/laptop:sft` -> the run's folder and the arm's name; a folder of that very name comes first."""
+    run, colon, arm = str(given).rpartition(":")
+    return (Path(run), arm) if colon and not Path(given).is_dir() else (Path(given), None)
+
+
+def _paired(a: Path, arm_a: str | None, b: Path, arm_b: str | None) -> Iterator[dict[str, Any]]:
+    """Differences by instruction; an arm that is named on one side only is compared with its own name."""
+    if arm_a or arm_b:
+        pairs = [(arm_a or arm_b or "", arm_b or arm_a or "")]
+    else:
+        pairs = [(arm, arm) for arm in arms_of(a) if arm in arms_of(b)]
+    for one, other in pairs:
+        label = one if one == other else f"{other} - {one}"
+        for row in compare_arms(named_arm(b, other), named_arm(a, one)):
+            yield {"arm": label, **row}
 
 
 def _rows(run: Path) -> dict[tuple[Any, ...], dict[str, Any]]:

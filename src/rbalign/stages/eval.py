@@ -30,6 +30,7 @@ from rbalign.scorers import Scorer
 from rbalign.scorers import build as build_scorer
 from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
+from rbalign.stages.align import arm_folder
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.types import Split
 
@@ -119,7 +120,8 @@ class Evaluation:
             self._collect(work, base=True)
         for folder, own in self.arms.items():
             if any(self._missing(work) for work in own):
-                self.policy.load(arm_folder(self.run, folder))
+                arm, _, seed = folder.rpartition("-s")
+                self.policy.load(arm_folder(self.run, arm, int(seed)))
             for work in own:
                 self._collect(work, base=False)
 
@@ -275,11 +277,6 @@ class Evaluation:
 
     def _path(self, work: Work, kind: str = "") -> Path:
         return self.run.path("eval", work.folder, f"{work.task}{kind}.jsonl")
-
-
-def arm_folder(run: RunDir, folder: str) -> Path:
-    """Where align left an arm's weights."""
-    return run.path("arms", folder, "arm")
 
 
 def whisper() -> Any:
