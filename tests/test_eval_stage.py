@@ -112,7 +112,7 @@ def rows(run, subject, task):
     return {row["id"]: row for row in load_rows([run.path("eval", subject, f"{task}.jsonl")])}
 
 
-def test_the_stage_writes_every_task_and_the_results(run, recipe, capsys):
+def test_the_stage_writes_every_task_and_the_results(run, recipe):
     outputs = stage.run(recipe, run)
     results = json.loads(run.path("results.json").read_text())
     assert set(outputs) == {"results.json"}
@@ -126,7 +126,6 @@ def test_the_stage_writes_every_task_and_the_results(run, recipe, capsys):
     assert any("wordllama left out" in note for note in results["notes"])
     group = next(r for r in results["rows"] if (r["arm"], r["metric"]) == ("rba-group", "similarity-answer"))
     assert group["optimised"]
-    assert "chrF" in capsys.readouterr().out
     text_side = {row["task"] for row in results["rows"] if row["arm"] == "sft"}
     assert {"open", "open-text", "open-wrong-audio", "nll"} <= text_side
 

@@ -92,6 +92,13 @@ def interval(row: dict[str, Any]) -> str:
     return value if row["ci_low"] is None else f"{value} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
 
 
+def paired(row: dict[str, Any]) -> list[str]:
+    """A difference by instruction: arm, task, metric, value, interval, flips, exact sign test."""
+    span = f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
+    flips = f"{row['wins']} / {row['losses']} / {row['ties']}"
+    return [row["arm"], row["task"], row["metric"], f"{row['difference']:+.3f}", span, flips, f"{row['sign_p']:.3f}"]
+
+
 def size(count: float) -> str:
     """Bytes for people, in powers of 1000 as disks are sold."""
     for unit in ("B", "kB", "MB"):

@@ -73,12 +73,12 @@ def inspect(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run with results.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run with results, or an arm of it: RUN:ARM.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     everything: Annotated[bool, typer.Option("--all", help="Also single voices, gaps and parts.")] = False,
 ) -> None:
     """Two runs side by side: what differs in their recipes, and every number that both have."""
-    from rbalign.cli.show import interval, is_plain, table
+    from rbalign.cli.show import interval, is_plain, paired, table
     from rbalign.stages.compare import compare as compare_runs
 
     found = compare_runs(a, b)
@@ -93,4 +93,9 @@ def compare(
             + [interval(pair.a), interval(pair.b), "-" if pair.difference is None else f"{pair.difference:+.3f}"]
             for pair in rows
         ],
+    )
+    table(
+        "by instruction: second minus first",
+        ("arm", "task", "metric", "difference", "95 % interval", "up / down / same", "sign test p"),
+        [paired(row) for row in found.paired if row["difference"] is not None],
     )

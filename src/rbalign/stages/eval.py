@@ -69,7 +69,7 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
-    """Answer, score and tabulate, going on where an earlier start stopped; shows the table on stdout."""
+    """Answer, score and tabulate, going on where an earlier start stopped."""
     config = _config(recipe)
     instructions, left_out = _instructions(recipe, run)
     questions = _questions(recipe, run)
@@ -82,7 +82,6 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         notes.append(f"{left_out} instructions of the split have no clip that any voice could make: left out")
     path = run.path("results.json")
     atomic_write(path, json.dumps({**results, "notes": notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    show(results)
     return {"results.json": sha256_file(path)}
 
 
@@ -293,28 +292,6 @@ def whisper() -> Any:
         return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
 
     return transcribe
-
-
-def show(results: Mapping[str, Any]) -> None:
-    """The table of results on stdout: one line per arm or reference, headline metrics first."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-
-    from rbalign.report.pivot import Results
-    from rbalign.report.tables import main_table
-
-    made = main_table(Results(results))
-    grid = Grid(title="mean over instructions, 95 % interval; † the arm's own loss raises this number")
-    grid.add_column("arm")
-    for column in made["columns"]:
-        grid.add_column(column["label"], justify="right")
-    for line in made["lines"]:
-        cells = [
-            "-" if not cell["value"] else f"{cell['value']}{'†' if cell['optimised'] else ''}\n{cell['interval']}"
-            for cell in line["cells"]
-        ]
-        grid.add_row(line["arm"], *cells)
-    Console().print(grid)
 
 
 def _config(recipe: Recipe) -> EvalConfig:
