@@ -52,9 +52,11 @@ class SpeechPolicy(nn.Module):
         lora: Mapping[str, Any] | None = None,
         train_adapter: bool = False,
         seed: int = 0,
-        cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, let the adapter train if asked."""
+        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, let the adapter train if asked.
+
+        `seed` starts LoRA. Fields that would not start it at zero, or draw without a key, are refused.
+        """
         super().__init__()
         self.speech = speech.eval().requires_grad_(False)
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -64,17 +66,18 @@ class SpeechPolicy(nn.Module):
         self.train_adapter = train_adapter
         self.operations = 0.0
         """Floating-point operations of the language model's matrix products so far."""
-        self.cache = ClipCache(cache_bytes)
+        self.cache = ClipCache(CACHE_BYTES)
         self._peft: list[Any] = []  # a list hides it from nn.Module: its tensors are those of `speech`
         self._sampler: Sampler | None = None
         self._sampler_holds: Literal["policy", "base"] | None = None
         self._connector: dict[str, Tensor] = {}
+        self._sizes = _Sizes.of(self.lm)
         if lora is not None:
             self._add_lora(lora, seed)
         if train_adapter:
             speech.adapter.requires_grad_(True)
+            self._connector = {name: value.clone() for name, value in speech.adapter.state_dict().items()}
         self._branching = FusedSampler.supports(self.lm)
-        self._sizes = _Sizes.of(self.lm)
         self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
 
     @property
@@ -245,6 +248,13 @@ class SpeechPolicy(nn.Module):
         if self.train_adapter:
             save_file(dict(self.speech.adapter.state_dict()), folder / CONNECTOR_FILE)
 
+    def restart(self, seed: int) -> None:
+        """As if made anew with this seed, for the next arm: LoRA at its start, the connector's own adapter."""
+        if self._peft:
+            self._start_lora(seed)
+        self._load_connector(None)
+        self.refresh()
+
     def load(self, folder: Path) -> None:
         """Take over an arm that `save` wrote; LoRA layers are made if there are none yet."""
         from peft import set_peft_model_state_dict
@@ -260,18 +270,20 @@ class SpeechPolicy(nn.Module):
         result = set_peft_model_state_dict(self._peft[0], load_file(weights))
         if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
             raise DataError(f"the LoRA weights in {folder} do not fit this language model", "use the arm's own model")
-        self._load_connector(folder / CONNECTOR_FILE)
+        connector = folder / CONNECTOR_FILE
+        self._load_connector(connector if connector.is_file() else None)
         self.refresh()
 
-    def _load_connector(self, path: Path) -> None:
-        """The arm's audio adapter, or the connector's own again if the arm did not train it."""
+    def _load_connector(self, path: Path | None) -> None:
+        """The arm's audio adapter, or (None) the connector's own again."""
         from safetensors.torch import load_file
 
-        if path.is_file() or self._connector:
-            if not self._connector:
-                self._connector = {name: value.clone() for name, value in self.speech.adapter.state_dict().items()}
-            self.speech.adapter.load_state_dict(load_file(path) if path.is_file() else self._connector)
-            self.cache.drop("positions")
+        if path is None and not self._connector:
+            return
+        if not self._connector:
+            self._connector = {name: value.clone() for name, value in self.speech.adapter.state_dict().items()}
+        self.speech.adapter.load_state_dict(self._connector if path is None else load_file(path))
+        self.cache.drop("positions")
 
     def _add_lora(self, lora: Mapping[str, Any], seed: int) -> None:
         from peft import LoraConfig, get_peft_model
@@ -288,9 +300,20 @@ class SpeechPolicy(nn.Module):
                 "leave both at their defaults: LoRA off must be the reference and the teacher",
             )
         with torch.random.fork_rng(devices=[]):
+            self._peft.append(get_peft_model(self.lm, config).eval())
+        self._start_lora(seed)
+        self._sizes = _Sizes.of(self.lm)
+
+    def _start_lora(self, seed: int) -> None:
+        """A by keyed noise, B zero."""
+        from peft.tuners.lora import LoraLayer
+
+        config = self._peft[0].peft_config["default"]
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(Key(seed, "lora").digest() % 2**63)
-            self._peft.append(get_peft_model(self.lm, config))
-        self._peft[0].eval()
+            for module in self.lm.modules():
+                if isinstance(module, LoraLayer):
+                    module.reset_lora_parameters("default", config.init_lora_weights)
 
 
 class ClipCache:

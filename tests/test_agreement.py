@@ -1,0 +1,119 @@
+"""The three standing checks between what is heard, what is sampled and what is trained on.
+
+The field's dominant bug class is a trainer that is deaf without a sound, or that pairs audio and ids wrongly.
+Each check was seen red once; how stands beside it.
+"""
+
+import random
+
+import pytest
+import torch
+from aligning import tiny_items, tiny_policy, tiny_view
+from tiny import tiny_clip
+
+from rbalign.audio.io import read_audio
+from rbalign.keys import Key
+from rbalign.lm.fused import FusedSampler
+from rbalign.lm.sampler import GenerateSampler
+from rbalign.speechlm.configuration import AUDIO_TOKEN
+from rbalign.train.rollout import draw_groups
+
+
+def plain_logprobs(policy, view, ids):
+    """The long way round: the processor's own inputs through the model's own forward, one unpadded row."""
+    before = policy.tokenizer.decode(policy.before_ids)
+    after = policy.tokenizer.decode(policy.after_ids)
+    inputs = policy.processor(text=before + AUDIO_TOKEN + after, audio=[read_audio(view.flac)], return_tensors="pt")
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.no_grad():
+        logits = policy.speech(**inputs).logits[0]
+    predicted = logits[len(logits) - len(ids) - 1 : -1].log_softmax(-1)
+    return predicted.gather(1, ids[:, None])[:, 0]
+
+
+@pytest.fixture
+def moved():
+    policy = tiny_policy()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for value in policy.trainable().values():
+            value.add_(0.1 * torch.randn_like(value))
+    return policy
+
+
+def assert_samples_agree(policy, views, sampler, tokens):
+    """Check 1 on any policy: what the sampler reported, what training computes, what the plain model says."""
+    policy._sampler = sampler(policy.lm)
+    policy._sampler_holds = "policy"
+    prompts = policy.prompts(views)
+    keys = [[Key(0, "agree", view=i, sample=n) for n in range(2)] for i in range(len(views))]
+    samples = policy.sample(prompts, policy.params(0.9, 0.95, tokens), keys)
+    recomputed, mask = policy(views, [[sample.ids for sample in own] for own in samples])
+    assert len({len(row) for row in prompts.rows}) > 1  # the batch really is padded
+    row = 0
+    for view, own in zip(views, samples, strict=True):
+        for sample in own:
+            mine = recomputed[row][mask[row]].detach()
+            torch.testing.assert_close(mine, sample.logprobs, atol=1e-4, rtol=0)
+            torch.testing.assert_close(plain_logprobs(policy, view, sample.ids), sample.logprobs, atol=1e-4, rtol=0)
+            row += 1
+
+
+@pytest.mark.parametrize("sampler", [FusedSampler, GenerateSampler])
+def test_1_sampled_logprobs_equal_recomputed_ones(moved, sampler):
+    views = [view for item in tiny_items(moved, count=4) for view in item.views]
+    assert_samples_agree(moved, views, sampler, tokens=8)
+
+
+def swapped(policy, a, b, ids):
+    """Log-probs of the same ids under each of two clips, and after the clips changed places in the batch."""
+    with torch.no_grad():
+        straight, _ = policy([a, b], [[ids], [ids]])
+        crossed, _ = policy([b, a], [[ids], [ids]])
+    return straight, crossed
+
+
+def test_2_other_audio_means_other_logprobs(moved):
+    items = tiny_items(moved)
+    a, b, twin = (tiny_view(name, 0, 0.9, seed) for name, seed in (("a", 3), ("b", 4), ("twin", 3)))
+    straight, crossed = swapped(moved, a, b, items[4].answer)
+    assert (straight - crossed).abs().max() > 1e-2
+    torch.testing.assert_close(straight, crossed.flip(0), atol=1e-5, rtol=0)
+    straight, crossed = swapped(moved, a, twin, items[4].answer)
+    assert (straight - crossed).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("adapter", ["ctc", "mlp"])
+def test_2_the_gradient_reaches_the_input_features(adapter):
+    policy = tiny_policy(adapter=adapter)
+    clips = [tiny_clip(0.8, seed) for seed in (1, 2)]
+    inputs = policy.processor(audio=clips, return_tensors="pt")
+    features = inputs["input_features"].requires_grad_()
+    audio = policy.speech.adapt(policy.speech.encode_audio(features, inputs["feature_lengths"]))
+    prompts = policy.speech.audio_prompts(audio, policy.before_ids, policy.after_ids)
+    logprobs, _ = policy.measure(prompts, [[policy.completion_ids("tea")], [policy.completion_ids("birds")]])
+    logprobs[0].sum().backward()
+    assert features.grad[0].abs().sum() > 0
+    assert features.grad[1].abs().sum() == 0  # the other row's clip has no say
+
+
+def test_3_pairing_holds_for_n_samples_of_k_views_shuffled_and_sharded(moved):
+    """Every sample's reported log-prob is its own view's: under any order, shard and number of samples."""
+    items = tiny_items(moved, count=5, views=3)
+    params, key = moved.params(1.0, 1.0, 6), Key(2, "rollout/pairing")
+    whole = {
+        (drawn.view.id, drawn.sample): drawn
+        for group in draw_groups(moved, items, params, key, 3)
+        for drawn in group.drawn
+    }
+    assert len(whole) == 5 * 3 * 3
+    order = list(items)
+    random.Random(1).shuffle(order)
+    for shard in (order[:2], order[2:]):
+        for group in draw_groups(moved, shard, params, key, 3):
+            for drawn in group.drawn:
+                assert drawn.view in group.item.views
+                assert drawn.ids.tolist() == whole[drawn.view.id, drawn.sample].ids.tolist()
+    for drawn in whole.values():
+        assert drawn.logprob == pytest.approx(float(plain_logprobs(moved, drawn.view, drawn.ids).sum()), abs=1e-3)
