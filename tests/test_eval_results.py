@@ -105,6 +105,22 @@ def test_worst_voice_is_the_shifted_one(results):
     assert find(results, "base", "wer/worst-voice")["value"] == pytest.approx(0.3)
 
 
+def test_accuracy_where_the_text_llm_is_right():
+    def marks(values):
+        return [
+            {"example": e, "view": 0, "sample": 0, "voice": "x", "scores": {"qa": float(v)}, "wer": None}
+            for e, v in zip(EXAMPLES, values, strict=True)
+        ]
+
+    right = [1] * 40 + [0] * 20
+    heard = [1] * 30 + [0] * 10 + [1] * 10 + [0] * 10
+    scores = {("base", None, "qa"): marks(heard), ("text", None, "qa"): marks(right)}
+    found = build(Evidence([Subject("base"), Subject("text")], {"qa": EXAMPLES}, scores), resamples=200, seed=0)
+    row = find(found, "base", "qa/where-text-right", "qa")
+    assert (row["value"], row["n"]) == (0.75, 40)
+    assert find(found, "base", "qa", "qa")["value"] == pytest.approx(40 / 60, abs=1e-6)
+
+
 def test_order_of_rows_changes_nothing(results):
     shuffled = evidence().scores
     for own in shuffled.values():
@@ -187,6 +203,26 @@ def test_unscored_is_counted_and_is_not_zero():
     assert table.unscored("chrf") == 4
     assert np.isnan(table.values("chrf")[0])
     assert np.nanmean(table.values("chrf")) > 0.35
+
+
+def test_further_samples_serve_consistency_alone():
+    plain = rows(0.4)
+    more = [{**row, "sample": 1, "scores": {"chrf": 9.0}} for row in plain[::4]]
+    assert np.array_equal(Table(EXAMPLES, plain + more).values("chrf"), Table(EXAMPLES, plain).values("chrf"))
+
+
+def test_a_rewarded_headline_metric_judges_nobody():
+    rewarded = Subject("rba-group", (0,), optimised_by("rba-group", scorer="chrf"))
+    subjects = [Subject("base"), Subject("sft", (0,), optimised_by("sft")), rewarded]
+    own = {("base", None, "open"): rows(0.3, key=1), ("sft", 0, "open"): rows(0.3, key=2)}
+    own["rba-group", 0, "open"] = rows(0.5, key=3)
+    found = build(Evidence(subjects, {"open": EXAMPLES}, own), resamples=100, seed=0)
+    assert comparison(found, "sft", "base")["headline"]
+    for rival in ("base", "sft"):
+        row = comparison(found, "rba-group", rival)
+        assert row["optimised"]
+        assert not row["headline"]
+        assert row["p_holm"] is None
 
 
 def test_flip_rate():
