@@ -125,9 +125,9 @@ def test_placeholder_becomes_the_clip(adapter: str, processor) -> None:  # type:
 
 def test_placeholders_and_clips_must_match(processor) -> None:  # type: ignore[no-untyped-def]
     model = tiny_speech_model()
-    with pytest.raises(UsageError, match="1 <|audio|> placeholders for 2 clips"):
+    with pytest.raises(UsageError, match=r"1 <\|audio\|> placeholders for 2 clips"):
         model(**processor(text=[PROMPT], audio=CLIPS[:2]))
-    with pytest.raises(UsageError, match="1 <|audio|> placeholders for 0 clips"):
+    with pytest.raises(UsageError, match=r"1 <\|audio\|> placeholders for 0 clips"):
         model.generate(**processor(text=[PROMPT]), max_new_tokens=1)
 
 

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor
 
 from rbalign.speechlm.configuration import AUDIO_TOKEN, RbaSpeechConfig
-from rbalign.speechlm.connector import from_parts, load_default, new_model, save_connector
+from rbalign.speechlm.connector import connector_folder, from_parts, load_default, new_model, save_connector
 from rbalign.speechlm.encoder import EncoderStates
 from rbalign.speechlm.modeling import RbaSpeechForConditionalGeneration
 from rbalign.speechlm.processing import RbaSpeechProcessor
@@ -19,6 +19,7 @@ __all__ = [
     "RbaSpeechConfig",
     "RbaSpeechForConditionalGeneration",
     "RbaSpeechProcessor",
+    "connector_folder",
     "from_parts",
     "load_default",
     "new_model",

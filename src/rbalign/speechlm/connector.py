@@ -16,20 +16,30 @@ from torch import Tensor
 from transformers import PreTrainedModel, WhisperModel
 
 from rbalign.errors import DataError, UsageError
+from rbalign.keys import Key
+from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.configuration import RbaSpeechConfig
 from rbalign.speechlm.modeling import RbaSpeechForConditionalGeneration
 
 WEIGHTS = "model.safetensors"
-DEFAULT_FOLDER = Path(__file__).parent / "connector"
+SIGNATURES = "signatures.bin"
+"""MinHash signatures (data.signatures) of every sentence that a connector heard in training."""
+DEFAULT_FOLDER = Path(__file__).parent / "shipped"
 FINGERPRINT = "embedding_norms"
 FINGERPRINT_TOLERANCE = 0.02
 """Relative: float16 and bfloat16 copies of one LLM differ by less than 0.5 %, other LLMs by tens of percent."""
 
 
 def new_model(
-    encoder_folder: Path, language_model: PreTrainedModel, ctc_token_ids: list[int] | None = None, **config: Any
+    encoder_folder: Path,
+    language_model: PreTrainedModel,
+    ctc_token_ids: list[int] | None = None,
+    seed: int = 0,
+    **config: Any,
 ) -> RbaSpeechForConditionalGeneration:
     """A speech LLM with Whisper's encoder weights, a random adapter, and `language_model` itself (no copy).
+
+    The adapter's weights are drawn from `seed`; the caller's generator is left as it was.
 
     ctc_token_ids: the LLM tokens that the CTC adapter may emit; None means all. `config`: RbaSpeechConfig's fields.
     """
@@ -40,11 +50,14 @@ def new_model(
         ctc_vocab_size=len(ctc_token_ids or ()),
         **{"audio_token_id": language_model.config.vocab_size, **config},
     )
-    model = RbaSpeechForConditionalGeneration(full, language_model=language_model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Key(seed, "connector-weights").digest() % 2**63)
+        model = RbaSpeechForConditionalGeneration(full, language_model=language_model)
     model.encoder.load_state_dict(whisper.state_dict())
-    if ctc_token_ids:
+    if ctc_token_ids and isinstance(model.adapter, CtcAdapter):
         model.adapter.ctc_token_ids.copy_(torch.tensor(ctc_token_ids))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def connector_state(model: RbaSpeechForConditionalGeneration) -> dict[str, Tensor]:
@@ -96,17 +109,26 @@ def from_parts(folder: str | Path, language_model: PreTrainedModel) -> RbaSpeech
     lost = [name for name in missing if not name.startswith("language_model.")]
     if lost or unexpected:
         raise DataError(f"the connector {folder} lacks {lost} and has extra {unexpected}", "fetch or train it again")
-    return model.eval()
+    model.eval()
+    return model
+
+
+def connector_folder(wanted: str | Path) -> Path:
+    """The folder of a connector: "default" is the one that ships with rba, all else is a path."""
+    if str(wanted) != "default":
+        return Path(wanted).expanduser()
+    if not (DEFAULT_FOLDER / WEIGHTS).is_file():
+        raise UsageError("this installation has no default connector", "train one with `rba connect connect`")
+    return DEFAULT_FOLDER
 
 
 def load_default(language_model: PreTrainedModel) -> RbaSpeechForConditionalGeneration:
     """The connector that ships with rba, attached to `language_model` (SmolLM2-135M-Instruct)."""
-    if not (DEFAULT_FOLDER / WEIGHTS).is_file():
-        raise UsageError("this installation has no default connector", "train one with `rba connect connect`")
-    return from_parts(DEFAULT_FOLDER, language_model)
+    return from_parts(connector_folder("default"), language_model)
 
 
 def _embedding_norms(model: RbaSpeechForConditionalGeneration, rows: int = 64) -> Tensor:
     """Norms of `rows` embedding rows spread over the vocabulary: tells one LLM from another, whatever its dtype."""
-    weight = model.get_input_embeddings().weight.detach()
-    return weight[torch.linspace(0, len(weight) - 1, rows).long()].float().norm(dim=-1)
+    weight: Tensor = model.get_input_embeddings().weight.detach()
+    norms: Tensor = weight[torch.linspace(0, len(weight) - 1, rows).long()].float().norm(dim=-1)
+    return norms

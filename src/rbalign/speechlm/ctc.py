@@ -56,7 +56,7 @@ def log_sum_exp_rows(hidden: Tensor, table: Tensor) -> Tensor:
         low = torch.get_autocast_dtype(kind)
         hidden, table = hidden.to(low), table.to(low)
     with torch.autocast(kind, enabled=False):
-        result: Tensor = _LogSumExpRows.apply(hidden, table)
+        result: Tensor = _LogSumExpRows.apply(hidden, table)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -86,7 +86,7 @@ def ctc_loss(hidden: Tensor, blank: Tensor, lengths: Tensor, table: Tensor, targ
     normaliser = normaliser.masked_scatter(keep, log_sum_exp_rows(hidden[keep], table))
     normaliser = torch.logaddexp(normaliser, blank.float())
 
-    alphabets, local = zip(*(t.unique(return_inverse=True) for t in targets), strict=True)
+    alphabets, local = zip(*(torch.unique(t, return_inverse=True) for t in targets), strict=True)
     rows = table[nn.utils.rnn.pad_sequence(list(alphabets), batch_first=True)]  # (B,A,D)
     own = torch.bmm(hidden, rows.transpose(1, 2)).float()  # (B,T,A)
     log_probs = torch.cat([blank.float()[..., None], own], dim=-1) - normaliser[..., None]

@@ -37,6 +37,10 @@ class RbaSpeechForConditionalGeneration(PreTrainedModel, GenerationMixin):  # ty
     _supports_attention_backend = True
     _no_split_modules = ("WhisperEncoderLayer", "AdapterLayer")
 
+    encoder: UnpaddedWhisperEncoder
+    adapter: CtcAdapter | MlpAdapter
+    language_model: Any
+
     def __init__(self, config: RbaSpeechConfig, language_model: PreTrainedModel | None = None) -> None:
         """Random encoder and adapter. `language_model` is taken as it is (no copy); None makes a random one."""
         if config.connector_only and language_model is None:
@@ -54,9 +58,9 @@ class RbaSpeechForConditionalGeneration(PreTrainedModel, GenerationMixin):  # ty
             self.language_model = language_model
             self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The LLM's input embedding."""
-        module: nn.Module = self.language_model.get_input_embeddings()
+        module: nn.Embedding = self.language_model.get_input_embeddings()
         return module
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -157,9 +161,9 @@ class RbaSpeechForConditionalGeneration(PreTrainedModel, GenerationMixin):  # ty
         """Replace each placeholder by its clip's positions and drop padding: one row of embeddings each."""
         if ids is None:
             raise UsageError("audio features came without input_ids", f"pass text that holds {AUDIO_TOKEN!r}")
-        if features is not None and lengths is None:
-            raise UsageError("input_features came without feature_lengths", "pass all that the processor returns")
-        clips = [] if features is None else self.adapt(self.encode_audio(features, lengths))
+        if (features is None) != (lengths is None):
+            raise UsageError("input_features and feature_lengths belong together", "pass all the processor returns")
+        clips = [] if features is None or lengths is None else self.adapt(self.encode_audio(features, lengths))
         places = int((ids == self.config.audio_token_id).sum())
         if places != len(clips):
             raise UsageError(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from rbalign.audio.signal import add_noise, resample_speed, room, telephone
+from rbalign.audio.signal import add_noise, change_speed, room, telephone
 from rbalign.keys import Key
 
-RATE = 16_000
 NOISE_SHARE, NOISE_SNR_DB = 0.5, (5.0, 30.0)
 ROOM_SHARE = 0.25
 TELEPHONE_SHARE = 0.05
@@ -22,15 +21,16 @@ FRAMES_PER_TIME_MASK, LONGEST_TIME_MASK = 200, 25
 def augment_samples(samples: np.ndarray, speed: float, key: Key) -> np.ndarray:
     """Speed with pitch (a longer or shorter throat, too), room, telephone, noise, gain: (n,) float32 -> (n/speed,)."""
     generator = key.at(view=1).generator()
-    samples = resample_speed(samples, speed)
+    samples = change_speed(samples, speed)
     if generator.random() < ROOM_SHARE:
-        samples = room(samples, RATE, generator)
+        samples = room(samples, generator)
     if generator.random() < TELEPHONE_SHARE:
-        samples = telephone(samples, RATE)
+        samples = telephone(samples)
     if generator.random() < NOISE_SHARE:
         samples = add_noise(samples, float(generator.uniform(*NOISE_SNR_DB)), generator)
     gain = 10.0 ** (generator.uniform(*GAIN_DB) / 20.0)
-    return np.clip(samples * gain, -1.0, 1.0).astype(np.float32)
+    louder: np.ndarray = np.clip(samples * gain, -1.0, 1.0).astype(np.float32)
+    return louder
 
 
 def mask_features(features: Tensor, key: Key) -> Tensor:

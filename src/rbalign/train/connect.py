@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.connector import save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
-from rbalign.text.normalise import for_wer
+from rbalign.text.normalise import wer
 from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_epoch, plan_validation
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask
 from rbalign.train.connect_trainer import Batches, ConnectTrainer, Curves, Target, joined_text, last_whole_checkpoint
@@ -37,7 +36,8 @@ DEFAULT_ARGS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "logging_steps": 10,
     "save_total_limit": 2,
-    "dataloader_num_workers": 1,
+    # Elsewhere workers are spawned, not forked, and would have to pickle the clips.
+    "dataloader_num_workers": 1 if sys.platform == "linux" else 0,
 }
 DEFAULT_EPOCHS = 3
 EVALUATIONS = 12
@@ -45,55 +45,18 @@ EVALUATIONS = 12
 REPEAT = "Repeat the user's words exactly."
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Some clips of a collection, by position; a collection itself."""
-
-    clips: Clips
-    positions: list[int]
-
-    @property
-    def ids(self) -> list[str]:
-        """Names of the chosen clips."""
-        return [self.clips.ids[p] for p in self.positions]
-
-    @property
-    def texts(self) -> list[str]:
-        """What they say."""
-        return [self.clips.texts[p] for p in self.positions]
-
-    @property
-    def answers(self) -> Sequence[str | None]:
-        """What the teacher answered to them."""
-        return [self.clips.answers[p] for p in self.positions]
-
-    @property
-    def voices(self) -> list[str]:
-        """Who says it."""
-        return [self.clips.voices[p] for p in self.positions]
-
-    @property
-    def seconds(self) -> np.ndarray:
-        """How long each is."""
-        return np.asarray(self.clips.seconds)[self.positions]
-
-    def load(self, index: int) -> np.ndarray:
-        """Mono float32 samples at 16 kHz."""
-        return self.clips.load(self.positions[index])
-
-
-def learnable(clips: Clips, model: RbaSpeechForConditionalGeneration, tokenizer: Any) -> Chosen:
+def learnable(clips: Clips, model: RbaSpeechForConditionalGeneration, tokenizer: Any) -> Clips:
     """The clips whose words CTC can spell in the frames that they have, even at the fastest speed; all for the MLP."""
     if not isinstance(model.adapter, CtcAdapter):
-        return Chosen(clips, list(range(len(clips.ids))))
-    spelling = _spelling(model, tokenizer)
+        return clips
+    spelling = _spelling(model.adapter, tokenizer)
     rate = 50.0 / model.config.adapter_stack / SPEEDS[1]
     kept = []
     for position, text in enumerate(clips.texts):
         rows = spelling.rows(text)
         if rows and frames_needed(torch.tensor(rows)) <= int(clips.seconds[position] * rate):
             kept.append(position)
-    return Chosen(clips, kept)
+    return clips.only(kept)
 
 
 def train_connector(
@@ -110,7 +73,7 @@ def train_connector(
     Goes on from the last whole checkpoint in `folder`/checkpoints. Returns counts, the best metric and its step.
     """
     heard, judged = learnable(train, model, tokenizer), learnable(validation, model, tokenizer)
-    if not heard.positions or not judged.positions:
+    if not heard.ids or not judged.ids:
         raise DataError("no clip can be learned from", "check that the dataset has train and validation views")
     given = dict(config.args)
     epochs = int(given.pop("num_train_epochs", DEFAULT_EPOCHS))
@@ -119,7 +82,7 @@ def train_connector(
         for epoch in range(epochs)
     ]
     batches = [batch for plan in plans for batch in plan]
-    tests = plan_validation(judged, config.seconds_per_batch)
+    adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))
     checkpoint = last_whole_checkpoint(folder / "checkpoints")
@@ -135,15 +98,15 @@ def train_connector(
             train_dataset=Batches(heard, batches, target, config, train=True),
             eval_dataset=Batches(judged, tests, judge_target, config, train=False),
             optimizers=(_optimizer(task, args, config), None),
-            compute_metrics=_Wer(_spelling(model, tokenizer)) if isinstance(task, CtcTask) else None,
+            compute_metrics=_Wer(_spelling(adapter, tokenizer)) if isinstance(adapter, CtcAdapter) else None,
             callbacks=[Curves(journal, advance)],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_connector(model, folder / "connector")
     return {
-        "train_clips": len(heard.positions),
-        "train_clips_left_out": len(train.ids) - len(heard.positions),
-        "validation_clips": len(judged.positions),
+        "train_clips": len(heard.ids),
+        "train_clips_left_out": len(train.ids) - len(heard.ids),
+        "validation_clips": len(judged.ids),
         "updates": len(batches),
         "epochs": epochs,
         "bf16": args.bf16,
@@ -175,20 +138,20 @@ def fast_bfloat16() -> bool:
 
 
 def _task(
-    model: RbaSpeechForConditionalGeneration, tokenizer: Any, config: ConnectConfig, heard: Chosen, judged: Chosen
+    model: RbaSpeechForConditionalGeneration, tokenizer: Any, config: ConnectConfig, heard: Clips, judged: Clips
 ) -> tuple[ConnectTask, Target, Target]:
     """The module to train and what an item of each split should become."""
     if isinstance(model.adapter, CtcAdapter):
-        spelling = _spelling(model, tokenizer)
+        spelling = _spelling(model.adapter, tokenizer)
 
-        def spelled(clips: Chosen) -> Target:
+        def spelled(clips: Clips) -> Target:
             return lambda item: (spelling.rows(joined_text(clips, item)) or [], 0)
 
         return CtcTask(model, config.train_encoder), spelled(heard), spelled(judged)
 
     end = end_ids(tokenizer)[0]
 
-    def taught(clips: Chosen) -> Target:
+    def taught(clips: Clips) -> Target:
         def target(item: Item) -> tuple[list[int], int]:
             answer = clips.answers[item.clips[0]] if len(item.clips) == 1 else None
             use_answer = answer is not None and item.key.at(view=3).generator().random() < 0.5
@@ -201,8 +164,8 @@ def _task(
     return TeachTask(model, config.train_encoder, frames), taught(heard), taught(judged)
 
 
-def _spelling(model: RbaSpeechForConditionalGeneration, tokenizer: Any) -> Spelling:
-    return Spelling(tokenizer, model.adapter.ctc_token_ids.tolist())
+def _spelling(adapter: CtcAdapter, tokenizer: Any) -> Spelling:
+    return Spelling(tokenizer, adapter.ctc_token_ids.tolist())
 
 
 def _arguments(given: dict[str, Any], updates: int, folder: Path, ctc: bool) -> TrainingArguments:
@@ -264,10 +227,7 @@ class _Wer:
 
         said = [self._text(row) for row in np.asarray(result.label_ids)]
         heard = [self._text(row) for row in np.asarray(result.predictions)]
-        pairs = [(for_wer(a), for_wer(b)) for a, b in zip(said, heard, strict=True)]
-        pairs = [(a, b) for a, b in pairs if a]
-        normalised = jiwer.wer([a for a, _ in pairs], [b for _, b in pairs])
-        return {"wer": float(normalised), "wer_written": float(jiwer.wer(said, heard))}
+        return {"wer": wer(said, heard), "wer_written": float(jiwer.wer(said, heard))}
 
     def _text(self, row: np.ndarray) -> str:
         return self.spelling.text(int(value) for value in row if value != IGNORED)

@@ -6,9 +6,8 @@ The whole order of all epochs is fixed beforehand by keys, so a resumed run meet
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -21,18 +20,30 @@ GAP_SECONDS = (0.1, 0.6)
 SPEEDS = (0.85, 1.15)
 
 
-class Clips(Protocol):
+@dataclass(frozen=True, slots=True)
+class Clips:
     """Speech to train on, by position."""
 
-    ids: Sequence[str]
-    texts: Sequence[str]
-    voices: Sequence[str]
-    answers: Sequence[str | None]
+    ids: list[str]
+    texts: list[str]
+    """What each says."""
+    answers: list[str | None]
+    """What the teacher answered to it."""
+    voices: list[str]
     seconds: np.ndarray
+    read: Callable[[int], np.ndarray]
+    """Mono float32 samples at 16 kHz of the clip at a position."""
 
-    def load(self, index: int) -> np.ndarray:
-        """Mono float32 samples at 16 kHz."""
-        ...
+    def only(self, positions: list[int]) -> Clips:
+        """Some of the clips, in this order."""
+        return Clips(
+            [self.ids[p] for p in positions],
+            [self.texts[p] for p in positions],
+            [self.answers[p] for p in positions],
+            [self.voices[p] for p in positions],
+            np.asarray(self.seconds)[positions],
+            lambda index: self.read(positions[index]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

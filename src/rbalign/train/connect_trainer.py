@@ -63,9 +63,9 @@ class Batches(Dataset[dict[str, Tensor]]):
 
 def joined_samples(clips: Clips, item: Item) -> np.ndarray:
     """The item's clips one after another with its silences: (n,) float32 at 16 kHz."""
-    parts = [clips.load(item.clips[0])]
+    parts = [clips.read(item.clips[0])]
     for gap, index in zip(item.gaps, item.clips[1:], strict=True):
-        parts += [np.zeros(round(gap * RATE), dtype=np.float32), clips.load(index)]
+        parts += [np.zeros(round(gap * RATE), dtype=np.float32), clips.read(index)]
     return np.concatenate(parts)
 
 

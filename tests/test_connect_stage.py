@@ -1,0 +1,82 @@
+"""`rba connect` from a dataset folder to a connector folder, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny import tiny_clip, tiny_lm, tiny_tokenizer, tiny_whisper_config
+from transformers import WhisperModel
+
+from rbalign.audio.io import to_flac
+from rbalign.config.recipe import Recipe
+from rbalign.data.dataset import DatasetWriter
+from rbalign.data.signatures import Signatures
+from rbalign.errors import UsageError
+from rbalign.rundir.run import RunDir
+from rbalign.speechlm import from_parts
+from rbalign.stages import connect
+from rbalign.types import Example, View, ViewSpec
+from rbalign.voices.bank import load_bank
+
+TEXTS = ["How do birds fly?", "Tell me a story"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    tiny_lm().save_pretrained(tmp_path / "lm")
+    tiny_tokenizer().save_pretrained(tmp_path / "lm")
+    WhisperModel(tiny_whisper_config()).save_pretrained(tmp_path / "whisper")
+    section = {
+        "encoder": str(tmp_path / "whisper"),
+        "language_model": str(tmp_path / "lm"),
+        "width": 32,
+        "layers": 1,
+        "heads": 4,
+        "seconds_per_batch": 10.0,
+        "args": {"num_train_epochs": 2, "eval_steps": 2, "dataloader_num_workers": 0, "bf16": False},
+    }
+    return Recipe(name="tiny", connect=section)  # type: ignore[arg-type]
+
+
+def speak(folder: Path, voices: dict[str, str]) -> None:
+    writer = DatasetWriter(folder, {"teacher": "none", "recipe": "none"})
+    for split, voice in voices.items():
+        examples = [Example(f"{split}{i}", split, TEXTS[i % 2], TEXTS[i % 2]) for i in range(8)]
+        clips = [tiny_clip(2.0, seed=10 * (i % 2)) for i in range(8)]
+        writer.add_examples(examples)
+        views = [View(e.id, 0, split, ViewSpec(voice), 2.0, to_flac(c)) for e, c in zip(examples, clips, strict=True)]
+        writer.commit_views(split, 0, views)
+    writer.finish()
+
+
+def test_from_dataset_to_connector(recipe: Recipe, tmp_path: Path) -> None:
+    bank = load_bank()
+    voices = {split: bank.names(split)[0] for split in ("train", "validation")}
+    with RunDir.open(tmp_path / "runs", recipe) as run:
+        speak(run.path("data"), voices)
+        (row,) = connect.plan(recipe, run).rows
+        assert row.count == 3  # 8 clips x 2 s x 2 epochs in updates of 10 s
+        outputs = connect.run(recipe, run)
+        folder = run.path("connect", "connector")
+        counts = json.loads((folder / "counts.json").read_text())
+        assert counts["sentences"] == 2
+        assert counts["voices"] == [voices["train"]]
+        assert counts["train_clips"] == 8
+        assert 0 < counts["ctc_tokens"] < 320
+        assert Signatures.load(folder / "signatures.bin").worst("tell me a story!") == 1.0
+        assert tomllib.loads((folder / "recipe.toml").read_text())["name"] == "tiny"
+        assert '"eval_wer"' in (folder / "metrics.jsonl").read_text()
+        model = from_parts(folder, tiny_lm())
+        assert len(model.adapter.ctc_token_ids) == counts["ctc_tokens"]
+        assert len(outputs["connector"]) == 64
+
+
+def test_test_voices_teach_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    test_voice = load_bank().names("test")[0]
+    with RunDir.open(tmp_path / "runs", recipe) as run:
+        speak(run.path("data"), {"train": test_voice, "validation": test_voice})
+        with pytest.raises(UsageError, match="connect may not use voice"):
+            connect.run(recipe, run)
