@@ -279,3 +279,21 @@ def test_constant_answerer_has_raw_consistency_one_and_no_headline():
     assert find(found, "text", "consistency:words/headline")["value"] == pytest.approx(1.0, abs=0.1)
     assert find(found, "base", "consistency:words/headline")["value"] < 1.0
     assert find(found, "sft", "gap-closed@chrf")["value"] < 0
+    assert not [row for row in found["comparisons"] if row["metric"] == "consistency:words"]
+
+
+def test_a_steadier_arm_is_found_and_claims_no_headline():
+    def bound(example, view, sample):
+        return f"topic{example} about {example} voice{view} draw{sample}{view}"
+
+    def steady(example, view, sample):
+        return f"topic{example} about {example} {example} draw{sample}{view}"
+
+    answers = {("base", None, "open"): answer_rows(bound), ("sft", 0, "open"): answer_rows(steady)}
+    scores = {("base", None, "open"): rows(0.3, key=1), ("sft", 0, "open"): rows(0.3, key=2)}
+    subjects = [Subject("base"), Subject("sft", (0,))]
+    setup = Evidence(subjects, {"open": EXAMPLES}, scores, answers, {"words": word_vectors})
+    row = comparison(build(setup, resamples=200, seed=0), "sft", "base", "consistency:words")
+    assert row["difference"] > 0
+    assert row["ci_low"] > 0
+    assert not row["headline"]

@@ -136,10 +136,11 @@ def test_listing_imports_no_torch():
 
 
 @pytest.mark.assets
-def test_minilm_puts_paraphrases_closer():
+@pytest.mark.parametrize("name", ["minilm", "wordllama"])
+def test_embedders_put_paraphrases_closer(name):
     from rbalign.scorers.similarity import build_embedder
 
-    vectors = build_embedder("minilm").embed(["How do I cook rice?", "What is the way to boil rice?", "Paris", ""])
+    vectors = build_embedder(name).embed(["How do I cook rice?", "What is the way to boil rice?", "Paris", ""])
     assert np.allclose(np.linalg.norm(vectors[:3], axis=1), 1, atol=1e-5)
     assert not vectors[3].any()
     assert vectors[0] @ vectors[1] > 0.6 > 0.4 > vectors[0] @ vectors[2]

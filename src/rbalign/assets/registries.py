@@ -41,7 +41,17 @@ def _pip(package: Package, folder: Path) -> None:
     lock = folder / "lock.txt"
     lock.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(lock), "-d", str(folder)]
-    _run([*_pip_command(), "download", *_PIP_QUIET, *options], folder, package)
+    _run([*_pip_command(), "download", *_PIP_QUIET, *_platform_tags(package.archive), *options], folder, package)
+
+
+def _platform_tags(archive: str) -> list[str]:
+    """pip's options for a wheel of another Python or machine: its data is read here, its code never run."""
+    python, abi, platforms = archive.removesuffix(".whl").split("-")[-3:]
+    if abi == "none":
+        return []
+    version = f"{python[2]}.{python[3:]}"
+    tags = [option for platform in platforms.split(".") for option in ("--platform", platform)]
+    return [*tags, "--python-version", version, "--implementation", python[:2], "--abi", abi]
 
 
 def _npm(package: Package, folder: Path) -> None:

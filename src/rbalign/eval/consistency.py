@@ -9,7 +9,7 @@ cosine 1 and no headline at all, because its ceiling is its floor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,9 @@ class Consistency:
     """Cross-voice cosine, the paper's number."""
     floor: Estimate
     ceiling: Estimate
+    draws: np.ndarray = field(repr=False)
+    """(1 + B,) the headline's own value and its resamples; NaN where it is not defined. Arms share resamples, so a
+    difference of two is paired."""
 
 
 def pair_mean(vectors: np.ndarray) -> float:
@@ -67,12 +70,13 @@ def measure(bootstrap: Bootstrap, views: list[np.ndarray], repeats: list[np.ndar
     floors = floor_draws(bootstrap, centres)
     room = bootstrap.estimate(same_draws - floors, bootstrap.n)
     known = int((~np.isnan(cross)).sum())
-    headline = None
+    draws = np.full(len(floors), np.nan)
     if room.low > 1e-6:  # float noise of a constant answerer is about 1e-8
-        headline = bootstrap.estimate((cross_draws - floors) / (same_draws - floors), known)
+        draws = (cross_draws - floors) / (same_draws - floors)
     return Consistency(
-        headline,
+        bootstrap.estimate(draws, known) if room.low > 1e-6 else None,
         bootstrap.estimate(cross_draws, known),
         bootstrap.estimate(floors, len(views)),
         bootstrap.estimate(same_draws, int((~np.isnan(same)).sum())),
+        draws,
     )

@@ -74,7 +74,7 @@ def build(evidence: Evidence, *, resamples: int, seed: int) -> dict[str, Any]:
         "unit": "instruction, with all its views, samples and seeds",
         "interval": f"95 % percentile bootstrap, {resamples} resamples of instructions",
         "rows": report.rows,
-        "comparisons": compare_all(evidence, boots),
+        "comparisons": [*compare_all(evidence, boots), *report.steadier()],
     }
 
 
@@ -84,6 +84,8 @@ class _Rows:
     def __init__(self, evidence: Evidence, boots: Mapping[str, Bootstrap]) -> None:
         self.evidence, self.boots = evidence, boots
         self.rows: list[dict[str, Any]] = []
+        self._draws: dict[tuple[str, str], np.ndarray] = {}
+        """(subject, embedder) -> resamples of its consistency headline, seeds averaged."""
 
     def add(
         self, subject: Subject, task: str, metric: str, estimate: Estimate | None, reference: str, **more: Any
@@ -166,6 +168,8 @@ class _Rows:
         """Consistency of each seed: headline, raw cosine, floor and ceiling under each embedder."""
         for name, embed in self.evidence.embedders.items():
             parts = [self._one_seed(subject, seed, embed) for seed in subject.seeds or (None,)]
+            if all(part is not None for part in parts):
+                self._draws[subject.name, name] = np.mean([part.draws for part in parts if part], axis=0)
             for seed, part in zip(subject.seeds or (None,), parts, strict=True):
                 if part is None:
                     continue
@@ -185,6 +189,25 @@ class _Rows:
         whole = self.boots["open"]
         boot = whole if len(kept) == whole.n else Bootstrap(len(kept), whole.resamples, Key(0, "kept").generator())
         return consistency.measure(boot, views, repeats)
+
+    def steadier(self) -> list[dict[str, Any]]:
+        """Differences in the consistency headline between arms, paired by resample; never a headline claim."""
+        named = {subject.name: subject for subject in self.evidence.subjects}
+        found = []
+        for ours in (subject for subject in self.evidence.subjects if subject.seeds):
+            for theirs in (named[name] for name in rivals(ours.name) if name in named):
+                for embedder in self.evidence.embedders:
+                    both = [self._draws.get((one.name, embedder)) for one in (ours, theirs)]
+                    if both[0] is None or both[1] is None or np.isnan([both[0][0], both[1][0]]).any():
+                        continue
+                    boot, metric = self.boots["open"], f"consistency:{embedder}"
+                    gap = both[0] - both[1]
+                    value = Comparison(boot.estimate(gap, boot.n), boot.p_value(gap), 0, 0, 0, 1.0)
+                    sides = {"task": "open", "metric": metric, "a": ours.name, "b": theirs.name}
+                    flags = {"p_holm": None, "headline": False, "higher_is_better": True}
+                    tainted = metric in ours.optimised | theirs.optimised
+                    found.append({**sides, **comparison_row(value), **flags, "optimised": tainted})
+        return found
 
     def gaps(self) -> None:
         """Gap closed by every subject, under every metric that has a direction."""
@@ -211,9 +234,7 @@ def compare_all(evidence: Evidence, boots: Mapping[str, Bootstrap]) -> list[dict
     trained = [subject for subject in evidence.subjects if subject.seeds]
     found: list[dict[str, Any]] = []
     for ours in trained:
-        # kd - sft says all that sft - kd would: a doubled pair would only inflate the adjustment.
-        rivals = (BASE,) if ours.name == "sft" else (BASE, "sft") if ours.name == "kd" else (BASE, "sft", "kd")
-        for theirs in (named[name] for name in rivals if name in named):
+        for theirs in (named[name] for name in rivals(ours.name) if name in named):
             found += _pairs(evidence, boots, (ours, ""), (theirs, ""))
         if TEXT in named:
             found += _pairs(evidence, boots, (ours, "-text"), (named[TEXT], ""))
@@ -226,6 +247,11 @@ def compare_all(evidence: Evidence, boots: Mapping[str, Bootstrap]) -> list[dict
     for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
         row["p_holm"] = rounded(adjusted)
     return found
+
+
+def rivals(arm: str) -> tuple[str, ...]:
+    """Whom an arm is compared with. kd - sft says all that sft - kd would, which would inflate the adjustment."""
+    return (BASE,) if arm == "sft" else (BASE, "sft") if arm == "kd" else (BASE, "sft", "kd")
 
 
 def _pairs(

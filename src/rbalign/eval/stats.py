@@ -109,10 +109,11 @@ class Bootstrap:
         wins, losses = int((known > 0).sum()), int((known < 0).sum())
         difference = self.estimate(draws, len(known))
         return Comparison(
-            difference, self._p_value(draws), wins, losses, len(known) - wins - losses, sign_test(wins, losses)
+            difference, self.p_value(draws), wins, losses, len(known) - wins - losses, sign_test(wins, losses)
         )
 
-    def _p_value(self, draws: np.ndarray) -> float:
+    def p_value(self, draws: np.ndarray) -> float:
+        """Two-sided: how often resamples of a difference, draws (1 + B,), cross zero; at least 2 / (B + 1)."""
         usable = draws[1:][np.isfinite(draws[1:])]
         if not len(usable):
             return 1.0

@@ -77,7 +77,7 @@ def comparison_table(results: Results) -> list[dict[str, str | bool]]:
             "interval": "–" if row["ci_low"] is None else f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}",
             "n": str(row["n"]),
             "flips": _flips(row),
-            "sign_p": _p(row["sign_p"]),
+            "sign_p": _p(row["sign_p"]) if row["wins"] + row["losses"] + row["ties"] else "–",
             "p": _p(row["p"]),
             "p_holm": _p(row["p_holm"]),
         }
@@ -86,7 +86,9 @@ def comparison_table(results: Results) -> list[dict[str, str | bool]]:
 
 
 def _flips(row: Row) -> str:
-    better, worse = (row["wins"], row["losses"])
+    if not row["wins"] + row["losses"] + row["ties"]:
+        return "–"
+    better, worse = row["wins"], row["losses"]
     if row["metric"] in LOWER_IS_BETTER:
         better, worse = worse, better
     return f"{better} / {worse} / {row['ties']}"
