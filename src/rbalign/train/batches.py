@@ -88,27 +88,35 @@ class _Builder:
         return unit, numbers
 
 
-def view_units(group: Group) -> list[MicroBatch]:
-    """SFT, KD and RBA-Single: each view with the teacher's answer, paired with each of its own samples."""
+def view_units(group: Group, supervised: bool) -> list[MicroBatch]:
+    """SFT, KD and RBA-Single: each view with the teacher's answer, paired with each of its own complete samples.
+
+    The teacher's answer is complete, so a truncated sample makes a one-sided pair: it is dropped before any pass.
+    """
     units = []
     for view in group.item.views:
-        own = [drawn for drawn in group.drawn if drawn.view is view]
-        units.append(
-            MicroBatch(
-                [view], [[group.item.answer, *(drawn.ids for drawn in own)]],
-                [False, *(drawn.truncated for drawn in own)], [0], [group.item],
-                [(0, place) for place in range(1, len(own) + 1)],
-            )
-        )  # fmt: skip
+        own = [drawn.ids for drawn in group.drawn if drawn.view is view and not drawn.truncated]
+        if own or supervised:
+            unit = MicroBatch([view], [[group.item.answer, *own]], [False] * (1 + len(own)), [0], [group.item])
+            unit.pairs = [(0, place) for place in range(1, 1 + len(own))]
+            units.append(unit)
     return units
 
 
+def one_sided(pair: tuple[Drawn, Drawn]) -> bool:
+    """Whether only one of the two was cut by the length cap."""
+    return pair[0].truncated != pair[1].truncated
+
+
 def group_unit(group: Group, pair: tuple[Drawn, Drawn] | None, supervised: bool, crossed: bool) -> MicroBatch:
-    """RBA-Group: the best and the worst sample, each on its own audio; the teacher's answer on every view if asked."""
+    """RBA-Group: the best and the worst sample, each on its own audio; the teacher's answer on every view if asked.
+
+    No pair where only one of them is truncated.
+    """
     asked = _Builder()
     answers = [asked.ask(view, "answer", group.item.answer, False) for view in group.item.views if supervised]
     names = []
-    if pair is not None:
+    if pair is not None and not one_sided(pair):
         up, down = pair
         for first, second in ((up.view, down.view), (down.view, up.view))[: 2 if crossed else 1]:
             better = asked.ask(first, "chosen", up.ids, up.truncated)
@@ -129,7 +137,7 @@ def micro_batches(arm: str, config: AlignConfig, groups: Sequence[Group], tie_ke
             pair = group.pair(tie_key.at(example=group.item.example.id))
             units.append(group_unit(group, pair, config.ce_weight > 0, config.conditioning == "cross"))
         else:
-            units += view_units(group)
+            units += view_units(group, arm not in SAMPLED or config.ce_weight > 0)
     pieces: list[MicroBatch] = []
     for unit in units:
         if not unit.views:  # a tie and no supervised term: nothing to compute

@@ -29,7 +29,7 @@ from rbalign.rundir.journal import Journal
 from rbalign.scorers.base import Scorer
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.train.arguments import training_arguments
-from rbalign.train.batches import SAMPLED, MicroBatch, micro_batches, terms, weights
+from rbalign.train.batches import SAMPLED, MicroBatch, micro_batches, one_sided, terms, weights
 from rbalign.train.objectives import sft
 from rbalign.train.reference import Reference
 from rbalign.train.resume import cut_back, keyed_order, last_checkpoint
@@ -344,13 +344,12 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if self.arm not in SAMPLED:
             return {}
         tie_key = Key(self.rollout_key.seed, "ties", update)
-        mine = [
-            {
-                "drawn": [(len(d.ids), d.truncated, d.score) for d in group.drawn],
-                "pair": [end.view.spec.voice for end in group.pair(tie_key.at(example=group.item.example.id)) or ()],
-            }
-            for group in groups
-        ]
+        mine = []
+        for group in groups:
+            pair = group.pair(tie_key.at(example=group.item.example.id))
+            drawn = [(len(one.ids), one.truncated, one.score) for one in group.drawn]
+            voices = [end.view.spec.voice for end in pair or ()]
+            mine.append({"drawn": drawn, "pair": voices, "one_sided": pair is not None and one_sided(pair)})
         every = list(gather_object(mine))
         drawn = [one for group in every for one in group["drawn"]]
         counts: dict[str, Any] = {
@@ -358,10 +357,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             "sample_length": sum(length for length, _, _ in drawn) / len(drawn),
             "truncated": sum(cut for _, cut, _ in drawn) / len(drawn),
         }
+        # RBA-Single pairs with a complete answer, so that every truncated sample is a one-sided pair.
+        counts["one_sided"] = sum(cut for _, cut, _ in drawn)
         if self.arm == "rba-group":
             scores = [score for _, _, score in drawn if score is not None]
             counts["score"] = sum(scores) / len(scores) if scores else None
             counts["unscored"] = len(drawn) - len(scores)
+            counts["one_sided"] = sum(group["one_sided"] for group in every)
             counts["without_pair"] = sum(not group["pair"] for group in every)
             counts["chosen_voices"] = dict(Counter(group["pair"][0] for group in every if group["pair"]))
             counts["rejected_voices"] = dict(Counter(group["pair"][1] for group in every if group["pair"]))
