@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -47,7 +48,11 @@ def _root(
 
 
 def main() -> None:
-    """The entry point: runs the command and leaves with its exit code."""
+    """The entry point: runs the command and leaves with its exit code.
+
+    `kill` stops like Ctrl-C: worker processes are ended by the same `finally` blocks, none is left behind.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:]))
 
 
