@@ -1,10 +1,13 @@
-"""What alignment tests share: a tiny speech policy and a tiny spoken dataset."""
+"""What alignment tests share: a tiny speech policy, a tiny spoken dataset, and the agreement checks themselves."""
 
 from __future__ import annotations
 
+import torch
 from tiny import TEXTS, tiny_clip, tiny_processor, tiny_speech_model
 
-from rbalign.audio.io import to_flac
+from rbalign.audio.io import read_audio, to_flac
+from rbalign.keys import Key
+from rbalign.speechlm.configuration import AUDIO_TOKEN
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.train.rollout import Item
 from rbalign.types import Example, View, ViewSpec
@@ -37,3 +40,42 @@ def tiny_items(policy: SpeechPolicy, count: int = 6, views: int = 2, cap: int = 
         clips = [tiny_view(name, i, 0.6 + 0.15 * ((number + i) % 4), 10 * number + i) for i in range(views)]
         items.append(Item(example, tuple(clips), ids))
     return items
+
+
+def plain_logprobs(policy, view, ids):
+    """The long way round: the processor's own inputs through the model's own forward, one unpadded row."""
+    before = policy.tokenizer.decode(policy.before_ids)
+    after = policy.tokenizer.decode(policy.after_ids)
+    inputs = policy.processor(text=before + AUDIO_TOKEN + after, audio=[read_audio(view.flac)], return_tensors="pt")
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.no_grad():
+        logits = policy.speech(**inputs).logits[0]
+    predicted = logits[len(logits) - len(ids) - 1 : -1].log_softmax(-1)
+    return predicted.gather(1, ids[:, None])[:, 0]
+
+
+def assert_samples_agree(policy, views, sampler, tokens):
+    """Check 1 on any policy: what the sampler reported, what training computes, what the plain model says."""
+    policy._sampler = sampler(policy.lm)
+    policy._sampler_holds = "policy"
+    prompts = policy.prompts(views)
+    keys = [[Key(0, "agree", view=i, sample=n) for n in range(2)] for i in range(len(views))]
+    samples = policy.sample(prompts, policy.params(0.9, 0.95, tokens), keys)
+    recomputed, mask = policy(views, [[sample.ids for sample in own] for own in samples])
+    assert len({len(row) for row in prompts.rows}) > 1  # the batch really is padded
+    row = 0
+    for view, own in zip(views, samples, strict=True):
+        for sample in own:
+            mine = recomputed[row][mask[row]].detach()
+            torch.testing.assert_close(mine, sample.logprobs, atol=1e-4, rtol=0)
+            torch.testing.assert_close(plain_logprobs(policy, view, sample.ids), sample.logprobs, atol=1e-4, rtol=0)
+            row += 1
+
+
+def swapped(policy, a, b, ids):
+    """Log-probs of the same ids under each of two clips, and after the clips changed places in the batch."""
+    with torch.no_grad():
+        straight, _ = policy([a, b], [[ids], [ids]])
+        crossed, _ = policy([b, a], [[ids], [ids]])
+    return straight, crossed

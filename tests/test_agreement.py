@@ -1,35 +1,22 @@
 """The three standing checks between what is heard, what is sampled and what is trained on.
 
 The field's dominant bug class is a trainer that is deaf without a sound, or that pairs audio and ids wrongly.
-Each check was seen red once; how stands beside it.
+Each check was seen red once: (1) without the prefix in the positions, with branches that see their siblings, with pads
+attended; (2) with one clip's positions for all, with the adapter cut from the graph; (3) with samples handed to rows in
+reverse. test_agreement_real.py asks the same of the embedded model.
 """
 
 import random
 
 import pytest
 import torch
-from aligning import tiny_items, tiny_policy, tiny_view
+from aligning import assert_samples_agree, plain_logprobs, swapped, tiny_items, tiny_policy, tiny_view
 from tiny import tiny_clip
 
-from rbalign.audio.io import read_audio
 from rbalign.keys import Key
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.sampler import GenerateSampler
-from rbalign.speechlm.configuration import AUDIO_TOKEN
 from rbalign.train.rollout import draw_groups
-
-
-def plain_logprobs(policy, view, ids):
-    """The long way round: the processor's own inputs through the model's own forward, one unpadded row."""
-    before = policy.tokenizer.decode(policy.before_ids)
-    after = policy.tokenizer.decode(policy.after_ids)
-    inputs = policy.processor(text=before + AUDIO_TOKEN + after, audio=[read_audio(view.flac)], return_tensors="pt")
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad():
-        logits = policy.speech(**inputs).logits[0]
-    predicted = logits[len(logits) - len(ids) - 1 : -1].log_softmax(-1)
-    return predicted.gather(1, ids[:, None])[:, 0]
 
 
 @pytest.fixture
@@ -42,36 +29,10 @@ def moved():
     return policy
 
 
-def assert_samples_agree(policy, views, sampler, tokens):
-    """Check 1 on any policy: what the sampler reported, what training computes, what the plain model says."""
-    policy._sampler = sampler(policy.lm)
-    policy._sampler_holds = "policy"
-    prompts = policy.prompts(views)
-    keys = [[Key(0, "agree", view=i, sample=n) for n in range(2)] for i in range(len(views))]
-    samples = policy.sample(prompts, policy.params(0.9, 0.95, tokens), keys)
-    recomputed, mask = policy(views, [[sample.ids for sample in own] for own in samples])
-    assert len({len(row) for row in prompts.rows}) > 1  # the batch really is padded
-    row = 0
-    for view, own in zip(views, samples, strict=True):
-        for sample in own:
-            mine = recomputed[row][mask[row]].detach()
-            torch.testing.assert_close(mine, sample.logprobs, atol=1e-4, rtol=0)
-            torch.testing.assert_close(plain_logprobs(policy, view, sample.ids), sample.logprobs, atol=1e-4, rtol=0)
-            row += 1
-
-
 @pytest.mark.parametrize("sampler", [FusedSampler, GenerateSampler])
 def test_1_sampled_logprobs_equal_recomputed_ones(moved, sampler):
     views = [view for item in tiny_items(moved, count=4) for view in item.views]
     assert_samples_agree(moved, views, sampler, tokens=8)
-
-
-def swapped(policy, a, b, ids):
-    """Log-probs of the same ids under each of two clips, and after the clips changed places in the batch."""
-    with torch.no_grad():
-        straight, _ = policy([a, b], [[ids], [ids]])
-        crossed, _ = policy([b, a], [[ids], [ids]])
-    return straight, crossed
 
 
 def test_2_other_audio_means_other_logprobs(moved):
