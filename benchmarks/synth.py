@@ -36,7 +36,7 @@ def main():
                 candidates += 1
                 speakable += drop_cause(draft["text"], StopReason(draft["stop"]), config.filters) is None
                 acceptance.add(draft)
-            if acceptance.full:
+            if acceptance.is_full():
                 break
         elapsed = time.perf_counter() - start
     print(

@@ -85,7 +85,7 @@ def test_texts_do_not_depend_on_chunks_or_their_order():
     shuffled = list(range(120))
     random.Random(3).shuffle(shuffled)
     assert accepted(config, shuffled, 7).examples == one.examples
-    assert one.full
+    assert one.is_full()
     assert [e.split for e in one.examples] == ["test"] * 5 + ["validation"] * 5 + ["train"] * 20
 
 
@@ -117,7 +117,7 @@ def test_sentences_become_examples_of_their_own():
     assert sentences("One thing. Two things! A cut off") == ["One thing.", "Two things!"]
     config = SynthConfig(train=50, validation=0, test=0, sentences=True, filters=FilterConfig(min_words=3))
     acceptance = accepted(config, list(range(80)), 40)
-    assert acceptance.full
+    assert acceptance.is_full()
     assert len({e.id for e in acceptance.examples}) == 50
     assert all("-" in e.id and e.answer is None for e in acceptance.examples)
 

@@ -131,16 +131,16 @@ def _write(config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[
     ):
         known: dict[str, Draft] = {row["id"]: row for row in journal.rows()}
         place = _accept_ready(acceptance, known, 0, advance)
-        if acceptance.full:
+        if acceptance.is_full():
             return acceptance
         todo = (chunk for start in count(0, config.batch_size) if (chunk := _missing(start, config, known)))
         chunks = write_many(recipe.teacher, config, recipe.seed, todo, _workers(config))
-        with closing(chunks):  # type: ignore[type-var]
+        with closing(chunks):
             for drafts in chunks:
                 journal.append(drafts)
                 known.update((draft["id"], draft) for draft in drafts)
                 place = _accept_ready(acceptance, known, place, advance)
-                if acceptance.full:
+                if acceptance.is_full():
                     break
                 if place > MOST_CANDIDATES_PER_ACCEPTED * acceptance.wanted:
                     raise DataError(
@@ -157,7 +157,7 @@ def _missing(start: int, config: SynthConfig, known: Mapping[str, Draft]) -> lis
 
 def _accept_ready(acceptance: Acceptance, known: Mapping[str, Draft], place: int, advance: Any) -> int:
     """Judge drafts in index order as far as they are there; returns the next index."""
-    while not acceptance.full and (draft := known.get(draft_id(place))) is not None:
+    while not acceptance.is_full() and (draft := known.get(draft_id(place))) is not None:
         before = len(acceptance.examples)
         acceptance.add(draft)
         if len(acceptance.examples) > before:

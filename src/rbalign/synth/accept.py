@@ -18,7 +18,7 @@ from rbalign.types import Example, Split, StopReason
 
 
 class Acceptance:
-    """Feed drafts in index order; `examples` grows until `full`."""
+    """Feed drafts in index order; `examples` grows until `is_full()`."""
 
     def __init__(self, config: SynthConfig, leakage: Iterable[Signatures] = ()) -> None:
         self.config = config
@@ -34,8 +34,7 @@ class Acceptance:
         """Examples over all splits."""
         return sum(count for _, count in self._quota)
 
-    @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """True once every split has its examples."""
         return len(self.examples) >= self.wanted
 
@@ -43,7 +42,7 @@ class Acceptance:
         """Judge one draft; returns (cause, text) of what it dropped, for `rba inspect`."""
         dropped = []
         for place, (text, cause) in enumerate(self._candidates(draft)):
-            if self.full:
+            if self.is_full():
                 break
             self.seen += 1
             cause = cause or self._against_others(text)

@@ -6,7 +6,7 @@ example, {"answer", "answer_stop"}. It is a pure function of (seed, index, recip
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
@@ -59,7 +59,7 @@ def write_references(
 
 def write_many(
     teacher: TeacherConfig, config: SynthConfig, seed: int, chunks: Iterator[Sequence[int]], workers: int
-) -> Iterator[list[Draft]]:
+) -> Generator[list[Draft], None, None]:
     """Chunks of drafts as worker processes finish them, in any order; close the iterator to stop.
 
     One thread a worker: decode steps are many small products, and two threads that meet at a barrier after each lose
