@@ -17,7 +17,7 @@ from rbalign.speechlm import from_parts
 from rbalign.train import connect_trainer
 from rbalign.train.augment import augment_samples, mask_features
 from rbalign.train.connect import learnable, train_connector
-from rbalign.train.connect_plan import MAX_SECONDS, Clips, plan_epoch, plan_validation
+from rbalign.train.connect_plan import MAX_SECONDS, Clips, plan_easy, plan_epoch, plan_validation
 from rbalign.train.connect_trainer import joined_samples, last_whole_checkpoint
 from rbalign.train.spelling import Spelling, choose_tokens
 
@@ -107,6 +107,13 @@ class TestPlan:
         items = [item for batch in plan for item in batch]
         assert sorted(item.clips for item in items) == [(i,) for i in range(30)]
         assert {item.speed for item in items} == {1.0}
+
+    def test_the_easy_epoch_is_plain_and_short_first(self) -> None:
+        plan = plan_easy(made_up(100), Key(0, "connect"), 60.0)
+        assert sorted(clip for batch in plan for item in batch for clip in item.clips) == list(range(100))
+        assert all(item.plain and item.speed == 1.0 for batch in plan for item in batch)
+        means = [np.mean([item.seconds for item in batch]) for batch in plan]
+        assert means == sorted(means)
 
 
 class TestAugment:

@@ -7,6 +7,7 @@ A connector folder holds `config.json` (RbaSpeechConfig with `connector_only`) a
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def new_model(
     model.encoder.load_state_dict(whisper.state_dict())
     if ctc_token_ids and isinstance(model.adapter, CtcAdapter):
         model.adapter.ctc_token_ids.copy_(torch.tensor(ctc_token_ids))
+    if isinstance(model.adapter, CtcAdapter):  # start with blank as likely as all tokens together
+        torch.nn.init.constant_(model.adapter.blank.bias, math.log(len(model.adapter.ctc_token_ids)))
     model.eval()
     return model
 

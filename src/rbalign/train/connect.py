@@ -22,7 +22,7 @@ from rbalign.speechlm.connector import save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
 from rbalign.text.normalise import wer
-from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_epoch, plan_validation
+from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask
 from rbalign.train.connect_trainer import Batches, ConnectTrainer, Curves, Target, joined_text, last_whole_checkpoint
 from rbalign.train.spelling import Spelling
@@ -42,6 +42,8 @@ DEFAULT_ARGS: dict[str, Any] = {
 DEFAULT_EPOCHS = 3
 EVALUATIONS = 12
 """Times the validation split is heard in a whole training, unless `eval_steps` says otherwise."""
+MOST_FROZEN_UPDATES = 400
+"""A random adapter's gradients would unlearn what the encoder knows; half of the easy epoch, at most this many."""
 REPEAT = "Repeat the user's words exactly."
 
 
@@ -77,11 +79,7 @@ def train_connector(
         raise DataError("no clip can be learned from", "check that the dataset has train and validation views")
     given = dict(config.args)
     epochs = int(given.pop("num_train_epochs", DEFAULT_EPOCHS))
-    plans = [
-        plan_epoch(heard, Key(seed, "connect", update=epoch), config.splice, config.augment, config.seconds_per_batch)
-        for epoch in range(epochs)
-    ]
-    batches = [batch for plan in plans for batch in plan]
+    batches, easy = _plan(heard, config, seed, epochs)
     adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))
@@ -94,9 +92,10 @@ def train_connector(
         trainer = ConnectTrainer(
             task,
             seed,
+            frozen_updates=min(easy // 2, MOST_FROZEN_UPDATES),
             args=args,
-            train_dataset=Batches(heard, batches, target, config, train=True),
-            eval_dataset=Batches(judged, tests, judge_target, config, train=False),
+            train_dataset=Batches(heard, batches, target, config),
+            eval_dataset=Batches(judged, tests, judge_target, config),
             optimizers=(_optimizer(task, args, config), None),
             compute_metrics=_Wer(_spelling(adapter, tokenizer)) if isinstance(adapter, CtcAdapter) else None,
             callbacks=[Curves(journal, advance)],
@@ -113,6 +112,14 @@ def train_connector(
         "best_step": trainer.state.best_global_step,
         args.metric_for_best_model: trainer.state.best_metric,
     }
+
+
+def _plan(clips: Clips, config: ConnectConfig, seed: int, epochs: int) -> tuple[list[list[Item]], int]:
+    """The batches of all epochs, and how many of them are easy: of several epochs, the first is."""
+    keys = [Key(seed, "connect", update=epoch) for epoch in range(epochs)]
+    easy = plan_easy(clips, keys.pop(0), config.seconds_per_batch) if epochs > 1 else []
+    hard = [plan_epoch(clips, key, config.splice, config.augment, config.seconds_per_batch) for key in keys]
+    return [*easy, *(batch for plan in hard for batch in plan)], len(easy)
 
 
 def fast_bfloat16() -> bool:

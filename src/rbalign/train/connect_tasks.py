@@ -25,9 +25,14 @@ class ConnectTask(nn.Module):
         self.encoder = model.encoder
         self.adapter = model.adapter
         self._speech = (model,)  # a tuple, so that the LLM is not registered as a part
-        self.encoder.requires_grad_(train_encoder)
-        self.encoder.embed_positions.requires_grad_(False)
+        self.train_encoder = train_encoder
+        self.let_encoder_train(True)
         model.language_model.requires_grad_(False)
+
+    def let_encoder_train(self, now: bool) -> None:
+        """Switch the encoder's gradients; a frozen encoder costs a third of a training one."""
+        self.encoder.requires_grad_(now and self.train_encoder)
+        self.encoder.embed_positions.requires_grad_(False)
 
     @property
     def speech(self) -> RbaSpeechForConditionalGeneration:

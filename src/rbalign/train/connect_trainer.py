@@ -31,12 +31,9 @@ Target = Callable[[Item], tuple[list[int], int]]
 class Batches(Dataset[dict[str, Tensor]]):
     """Row i is batch i of the whole training, ready for the model. Keyed: nothing depends on worker or resume."""
 
-    def __init__(
-        self, clips: Clips, batches: list[list[Item]], target: Target, config: ConnectConfig, train: bool
-    ) -> None:
+    def __init__(self, clips: Clips, batches: list[list[Item]], target: Target, config: ConnectConfig) -> None:
         self.clips, self.batches, self.target = clips, batches, target
-        self.augment = train and config.augment
-        self.spec_augment = train and config.spec_augment
+        self.augment, self.spec_augment = config.augment, config.spec_augment
         self.extractor = WhisperFeatureExtractor()
 
     def __len__(self) -> int:
@@ -55,10 +52,10 @@ class Batches(Dataset[dict[str, Tensor]]):
 
     def _features(self, item: Item) -> Tensor:
         samples = joined_samples(self.clips, item)
-        if self.augment:
+        if self.augment and not item.plain:
             samples = augment_samples(samples, item.speed, item.key)
         features = log_mel(samples, self.extractor)
-        return mask_features(features, item.key) if self.spec_augment else features
+        return mask_features(features, item.key) if self.spec_augment and not item.plain else features
 
 
 def joined_samples(clips: Clips, item: Item) -> np.ndarray:
@@ -77,12 +74,15 @@ def joined_text(clips: Clips, item: Item) -> str:
 class ConnectTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer by its public hooks: one dataset row is one batch, dropout is keyed by the step."""
 
-    def __init__(self, task: ConnectTask, seed: int, **kwargs: Any) -> None:
+    def __init__(self, task: ConnectTask, seed: int, frozen_updates: int, **kwargs: Any) -> None:
+        """The encoder stays as it is for the first `frozen_updates`."""
         super().__init__(model=task, data_collator=_only_row, **kwargs)
         self.key = Key(seed, "connect-dropout")
+        self.frozen_updates = frozen_updates
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """One update; the global generator serves dropout alone and starts anew at every step."""
+        self.model.let_encoder_train(self.state.global_step >= self.frozen_updates)
         torch.manual_seed(self.key.at(update=self.state.global_step).digest() % 2**63)
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
