@@ -72,6 +72,11 @@ def test_logits_and_logprobs_agree(moved):
     flat = torch.nn.utils.rnn.pad_sequence([ids for own in completions for ids in own], batch_first=True)
     taken = logits.log_softmax(-1).gather(2, flat[..., None])[..., 0]
     torch.testing.assert_close(logprobs[mask], taken[mask], atol=1e-5, rtol=0)
+    moved._branching = False  # the way of families that cannot be packed
+    for want, expected in (("logprobs", logprobs), ("logits", logits)):
+        values, plain_mask = moved(views, completions, want)
+        assert torch.equal(plain_mask, mask)
+        torch.testing.assert_close(values[mask], expected[mask], atol=1e-4, rtol=0)
 
 
 def test_reference_equals_the_policy_at_step_0():

@@ -103,6 +103,7 @@ def test_an_arm_killed_inside_goes_on_and_ends_the_same(tmp_path, opened, monkey
                         align.run(run.recipe, run)
                 assert run.outputs("align/sft-s0")
                 assert run.outputs("align/rba-single-s0") is None
+                assert [row.count for row in align.plan(run.recipe, run).rows] == [1 + 1]  # killed after the third
             align.run(run.recipe, run)
             policy = tiny_policy(lora=None)
             policy.load(align.arm_folder(run, "rba-single", 0))

@@ -53,7 +53,7 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     for arm in config.arms:
         seeds = [seed for seed in config.seeds if run.outputs(f"align/{arm}-s{seed}") is None]
         if seeds:
-            updates = config.updates * len(seeds)
+            updates = sum(config.updates - _updates_done(run.path("arms", f"{arm}-s{seed}")) for seed in seeds)
             samples = config.samples_per_view if arm.startswith("rba-") else 1
             seconds = updates * config.examples_per_update * views * SECONDS_PER_VIEW[arm] * length * (1 + samples) / 2
             rows.append(PlanRow(f"updates of {arm}", updates, seconds, BYTES_PER_ARM * len(seeds)))
@@ -112,15 +112,12 @@ class _Arms:
 
     def train(self, arm: str, seed: int) -> str:
         """Train one arm with one seed to its end; the hash of its weights."""
-        from rbalign.train.resume import last_checkpoint
         from rbalign.train.trainer import AlignTrainer
 
         folder = self.run.path("arms", f"{arm}-s{seed}")
         arm_seed = Key(self.recipe.seed, "arm", sample=seed).digest() % 2**31
         self.policy.restart(arm_seed)
-        checkpoint = last_checkpoint(folder / "checkpoints")
-        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        with progress(self.config.updates, f"align {arm} seed {seed}", done, "updates") as advance:
+        with progress(self.config.updates, f"align {arm} seed {seed}", _updates_done(folder), "updates") as advance:
             trainer = AlignTrainer(
                 self.policy,
                 arm,
@@ -174,6 +171,14 @@ def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> t
             else:
                 items.append(Item(example, tuple(sorted(views[example.id], key=lambda view: view.index)), answer))
     return items, dict(left_out)
+
+
+def _updates_done(folder: Path) -> int:
+    """Updates that an arm's newest complete checkpoint holds."""
+    from rbalign.train.resume import last_checkpoint
+
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def _config(recipe: Recipe) -> AlignConfig:

@@ -282,9 +282,10 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 f"the loss of {self.arm} at update {update} is {loss}; no step was taken",
                 "lower [align.args] learning_rate or beta; the last checkpoint is untouched",
             )
-        row: dict[str, Any] = {"loss": loss, "terms": by_term, "weights": totals}
+        row: dict[str, Any] = {"loss": loss, "weights": totals}
+        row |= {f"{name}_loss": value for name, value in by_term.items()}
+        row |= {f"gradient_norm_{name}": value for name, value in self._term_norms(made, part, update).items()}
         row |= self._means(values)
-        row["gradient_norms"] = self._term_norms(made, part, update)
         return loss, row
 
     def _terms(self, model: Any, piece: MicroBatch, reference: Tensor | None) -> dict[str, Any]:
@@ -305,8 +306,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, own, strict=True)]
         return filled if part is None else [a + b for a, b in zip(part, filled, strict=True)]
 
-    def _term_norms(self, made: dict[str, Any], part: list[Tensor] | None, update: int) -> dict[str, float] | None:
-        """Norm of each term's own gradient, before clipping; None at updates that did not measure it."""
+    def _term_norms(self, made: dict[str, Any], part: list[Tensor] | None, update: int) -> dict[str, float]:
+        """Norm of each term's own gradient, before clipping; empty at updates that did not measure it."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
         total = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(total):
@@ -317,7 +318,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if len(made) == 1:
             return {next(iter(made)): total}
         if part is None:
-            return None
+            return {}
         pair = [self.accelerator.reduce(value, "sum") for value in part]
         rest = [g - p for g, p in zip(gradients, pair, strict=True)]
         return {"pair": float(torch.nn.utils.get_total_norm(pair)), "ce": float(torch.nn.utils.get_total_norm(rest))}
@@ -361,7 +362,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         counts["one_sided"] = sum(cut for _, cut, _ in drawn)
         if self.arm == "rba-group":
             scores = [score for _, _, score in drawn if score is not None]
-            counts["score"] = sum(scores) / len(scores) if scores else None
+            counts["reward"] = sum(scores) / len(scores) if scores else None
             counts["unscored"] = len(drawn) - len(scores)
             counts["one_sided"] = sum(group["one_sided"] for group in every)
             counts["without_pair"] = sum(not group["pair"] for group in every)
