@@ -175,7 +175,15 @@ class TestTraining:
         torn.mkdir()
         (torn / "trainer_state.json").write_text("{")
         assert last_whole_checkpoint(torn.parent) == torn.parent / "checkpoint-8"
+        steps: list[int] = []
+
+        def counted(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            original(self, args, state, control, **kwargs)
+            steps.append(state.global_step)
+
+        monkeypatch.setattr(connect_trainer.Curves, "on_step_end", counted)
         _, resumed = train(tmp_path / "torn")
+        assert steps[0] == 9, "goes on after the last whole checkpoint"
         for name, value in whole.items():
             assert torch.allclose(value.float(), resumed[name].float(), atol=2e-3), name
 
