@@ -1,11 +1,13 @@
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rbalign.errors import UsageError
+from rbalign.voices import pool
 from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
 
 
@@ -53,6 +55,27 @@ def test_a_job_that_kills_its_worker_fails_alone():
     failures = {id: clip.reason for id, clip in results if isinstance(clip, SpeakFailure)}
     assert set(failures) == {"job-5", "job-22"}
     assert all(reason.startswith("the worker process died") for reason in failures.values())
+
+
+def test_no_job_is_lost_when_the_pool_breaks_between_two_results():
+    """A slow consumer: the pool is broken when the next job is handed to it."""
+    results = []
+    for identity, _ in speak_many(jobs("a", "die", *"cdefghijklmnopqrst"), 2, open_fake):
+        time.sleep(1.0 if not results else 0.0)
+        results.append(identity)
+    assert sorted(results) == sorted(f"job-{n}" for n in range(20))
+
+
+def test_no_job_is_lost_when_the_crash_shows_on_one_future_first(monkeypatch):
+    real_wait = pool.wait
+
+    def first_only(futures, return_when):
+        done = real_wait(futures, return_when=return_when).done
+        return SimpleNamespace(done=sorted(done, key=list(futures).index)[:1])
+
+    monkeypatch.setattr(pool, "wait", first_only)
+    results = [identity for identity, _ in speak_many(jobs("die", *"bcdefghij"), 2, open_fake)]
+    assert sorted(results) == sorted(f"job-{n}" for n in range(10))
 
 
 def test_jobs_are_read_as_needed_and_closing_early_ends_the_workers():
