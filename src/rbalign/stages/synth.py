@@ -33,10 +33,16 @@ from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import load_bank
 
-SECONDS_PER_ACCEPTED = 0.35
-"""Instruction, filters and answer with the embedded teacher on two cores; benchmarks/synth.py measures it."""
-SECONDS_PER_CLIP = {"kokoro": 2.2, "hibari": 0.05}
-"""CPU seconds of one core for a clip of about four seconds."""
+TOKENS_PER_SECOND = 140.0
+"""SmolLM2-135M on one core in float32; every worker has one."""
+TOKENS_PER_CANDIDATE = 33.0
+SHARE_SPEAKABLE = 0.65
+"""Of candidates: complete within 48 tokens and past the filters. These and the next were counted on 1,500 drafts."""
+SHARE_COMPLETE = {12: 0.02, 16: 0.04, 24: 0.11, 32: 0.18, 40: 0.24, 48: 0.29, 64: 0.37}
+"""Of answers: those that end within so many tokens."""
+SENTENCES_PER_CANDIDATE = 2.7
+SECONDS_PER_CLIP = {"kokoro": 3.3, "hibari": 0.05}
+"""CPU seconds of one core for a clip of about four seconds, while the other core works, too."""
 BYTES_PER_CLIP = 65_000
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
@@ -56,7 +62,7 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
         for example in probe:
             for view in plan_views(example, config.views, bank, recipe.seed):
                 views[bank.voice(view.spec.voice).engine] += size / len(probe)  # type: ignore[assignment]
-    rows = [PlanRow("write and answer instructions", wanted, wanted * SECONDS_PER_ACCEPTED * 2 / workers)]
+    rows = [PlanRow("write and answer instructions", wanted, wanted * _seconds_per_accepted(config) / workers)]
     for engine, number in sorted(views.items()):
         clips = round(number)
         rows.append(
@@ -65,6 +71,15 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
             )
         )
     return Plan(tuple(rows))
+
+
+def _seconds_per_accepted(config: SynthConfig) -> float:
+    """Of one core, from what the embedded teacher was seen to do."""
+    cap = config.answer.max_new_tokens
+    answered = SHARE_SPEAKABLE * 0.8 * cap if config.answers else 0.0
+    complete = max((share for tokens, share in SHARE_COMPLETE.items() if tokens <= cap), default=0.01)
+    accepted = SENTENCES_PER_CANDIDATE if config.sentences else SHARE_SPEAKABLE * (complete if config.answers else 1.0)
+    return (TOKENS_PER_CANDIDATE + answered) / TOKENS_PER_SECOND / accepted
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
