@@ -59,7 +59,9 @@ specs = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(examples, max_size=5, unique_by=lambda e: e.id), st.data())
 def test_what_is_written_is_what_is_read(tmp_path_factory, written, data):
     folder = tmp_path_factory.mktemp("dataset")
