@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from aligning import LORA, tiny_policy
+from safetensors.torch import load_file
 from tiny import TEXTS, tiny_clip
 
 from rbalign.audio.io import to_flac
@@ -116,11 +117,14 @@ def test_seeds_are_different_runs_and_an_arm_does_not_depend_on_its_neighbours(t
     with RunDir.open(tmp_path / "both", recipe(seeds=[0, 1])) as run:
         write_data(run.path("data"))
         both = align.run(run.recipe, run)
+        beside = load_file(align.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     with RunDir.open(tmp_path / "alone", recipe(arms=["rba-single"], seeds=[1])) as run:
         write_data(run.path("data"))
-        alone = align.run(run.recipe, run)
+        align.run(run.recipe, run)
+        alone = load_file(align.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     assert len(set(both.values())) == 4
-    assert alone["rba-single-s1"] == both["rba-single-s1"]
+    for name, value in alone.items():  # not bit for bit: clips that neighbours had encoded stood in other batches
+        torch.testing.assert_close(value, beside[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_changed_setting_is_refused(tmp_path, opened):

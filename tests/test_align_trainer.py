@@ -179,7 +179,7 @@ def test_rba_single_at_the_first_update_is_half_beta_times_sft(tmp_path):
 def test_the_best_checkpoint_on_validation_is_kept(tmp_path):
     policy = tiny_policy()
     validation = tiny_items(policy, count=3)
-    absurd = {"learning_rate": 0.3, "lr_scheduler_type": "constant"}
+    absurd = {"learning_rate": 1.0, "lr_scheduler_type": "constant"}
     made = trainer(tmp_path, "sft", policy, validation=validation, select_by="validation", updates=8, args=absurd)
     made.fit()
     curve = {row["update"]: row["nll"] for row in read_rows(tmp_path / "validation.jsonl")}
