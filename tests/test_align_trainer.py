@@ -110,7 +110,7 @@ def test_micro_batch_changes_nothing(tmp_path, arm):
         ("rba-group", {"conditioning": "cross", "reference": "refresh:3"}),
     ],
 )
-@pytest.mark.parametrize("killed_at", [3, 4])
+@pytest.mark.parametrize("killed_at", [3, 5])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, arm, changes, killed_at):
     changes = {"updates": 6, "save_every": 2} | changes
     whole = trained(tmp_path / "whole", arm, **changes)
@@ -127,6 +127,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, arm, changes, killed_
 
     with pytest.raises(Kill):
         trainer(tmp_path / "cut", arm, advance=advance, **changes).fit()
+    metrics = tmp_path / "cut/metrics.jsonl"
+    *kept, late = metrics.read_text().splitlines()
+    assert json.loads(late)["update"] == killed_at  # later than the checkpoint: to be cut back and made again
+    metrics.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(json.loads(late) | {"loss": 99.0})]))
     again = trained(tmp_path / "cut", arm, **changes)
     assert_same(whole, again, tolerance=1e-6)
     ids = [{s["id"]: s["ids"] for s in read_rows(tmp_path / name / "samples.jsonl")} for name in ("whole", "cut")]

@@ -33,6 +33,14 @@ def logprobs_of(theta, ids):
     return torch.stack(steps)
 
 
+def written_out(theta, reference, up, down):
+    """The pair term of one pair straight from the paper, independent of the code under test; 0 if one side is cut."""
+    if up[2] != down[2]:
+        return 0.0 * theta.sum()
+    ratios = [(logprobs_of(theta[v], ids) - logprobs_of(reference[v], ids)).sum() for v, ids, _ in (up, down)]
+    return -torch.log(torch.sigmoid(0.7 * ratios[0] - 0.7 * ratios[1]))
+
+
 def shorten(ids, capped):
     """(ids, truncated): with a cap of two tokens, longer answers lose their end."""
     return (ids[:2], True) if capped and len(ids) > 2 else (ids, False)
@@ -58,9 +66,11 @@ def keyed_samples(theta_view, view):
     return [(a,) if a == END else (a, b) if b == END else (a, b, END) for a, b in torch.stack(ids, 1).tolist()]
 
 
-def single_gradient(theta, reference, view, ids, capped):
+def single_gradient(theta, reference, view, ids, capped, exact=False):
     theta = theta.clone().requires_grad_()
     y_ref, own = (view, (2, 1, END), False), (view, *shorten(ids, capped))
+    if exact:
+        return torch.autograd.grad(written_out(theta, reference, y_ref, own), theta)[0]
     loss = rba_single(rows(theta, reference, [y_ref]), rows(theta, reference, [own]), beta=0.7)
     return torch.autograd.grad(loss.sum, theta)[0]
 
@@ -68,13 +78,17 @@ def single_gradient(theta, reference, view, ids, capped):
 SCORES = dict(zip(SEQUENCES, (None, 0.2, 0.9, 0.2, 0.6, 0.9, -1.0), strict=True))
 
 
-def group_gradient(theta, reference, drawn, capped, crossed):
+def group_gradient(theta, reference, drawn, capped, crossed, exact=False):
     """One sample a view; the score knows the text only; ties and unscored samples give no pair."""
     places = best_and_worst([SCORES[ids] for ids in drawn], Key(0, "tie"))
     if places is None:
         return torch.zeros_like(theta)
     theta = theta.clone().requires_grad_()
     up, down = ((place, *shorten(drawn[place], capped)) for place in places)
+    if exact:
+        halves = [(up, (up[0], *down[1:])), ((down[0], *up[1:]), down)] if crossed else [(up, down)]
+        loss = sum(written_out(theta, reference, *half) for half in halves) / len(halves)
+        return torch.autograd.grad(loss, theta)[0]
     sides = [rows(theta, reference, [side]) for side in (up, down)]
     swapped = None
     if crossed:
@@ -97,7 +111,7 @@ def test_rba_single_sampled_gradient_is_exact_in_the_mean(capped):
     of = {ids: single_gradient(theta, reference, 0, ids, capped) for ids in SEQUENCES}
     chance = {ids: logprobs_of(theta[0], ids).sum().exp() for ids in SEQUENCES}
     assert float(sum(chance.values())) == pytest.approx(1)
-    exact = sum(chance[ids] * of[ids] for ids in SEQUENCES)
+    exact = sum(chance[ids] * single_gradient(theta, reference, 0, ids, capped, exact=True) for ids in SEQUENCES)
     assert_mean_equals([of[ids] for ids in keyed_samples(theta[0], 0)], exact)
 
 
@@ -108,7 +122,7 @@ def test_rba_group_sampled_gradient_is_exact_in_the_mean(capped, crossed):
     both = list(itertools.product(SEQUENCES, repeat=2))
     of = {drawn: group_gradient(theta, reference, drawn, capped, crossed) for drawn in both}
     chance = {d: torch.stack([logprobs_of(theta[v], d[v]).sum() for v in (0, 1)]).sum().exp() for d in both}
-    exact = sum(chance[d] * of[d] for d in both)
+    exact = sum(chance[d] * group_gradient(theta, reference, d, capped, crossed, exact=True) for d in both)
     drawn = zip(*(keyed_samples(theta[view], view) for view in (0, 1)), strict=True)
     assert_mean_equals([of[d] for d in drawn], exact)
 

@@ -277,14 +277,17 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                     values.setdefault(label, []).extend(value.flatten().tolist())
         by_term = self._summed([sums])
         loss = sum(by_term.values())
-        if not math.isfinite(loss):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunError(
-                f"the loss of {self.arm} at update {update} is {loss}; no step was taken",
+                f"{self.arm} at update {update} has loss {loss} and gradient norm {norm}; no step was taken",
                 "lower [align.args] learning_rate or beta; the last checkpoint is untouched",
             )
         row: dict[str, Any] = {"loss": loss, "weights": totals}
         row |= {f"{name}_loss": value for name, value in by_term.items()}
-        row |= {f"gradient_norm_{name}": value for name, value in self._term_norms(made, part, update).items()}
+        norms = self._term_norms(list(made), gradients, part)
+        row |= {f"gradient_norm_{name}": value for name, value in norms.items()}
         row |= self._means(values)
         return loss, row
 
@@ -306,17 +309,10 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, own, strict=True)]
         return filled if part is None else [a + b for a, b in zip(part, filled, strict=True)]
 
-    def _term_norms(self, made: dict[str, Any], part: list[Tensor] | None, update: int) -> dict[str, float]:
+    def _term_norms(self, names: list[str], gradients: list[Tensor], part: list[Tensor] | None) -> dict[str, float]:
         """Norm of each term's own gradient, before clipping; empty at updates that did not measure it."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
-        total = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(total):
-            raise RunError(
-                f"the gradient of {self.arm} at update {update} is {total}; no step was taken",
-                "lower [align.args] learning_rate or beta; the last checkpoint is untouched",
-            )
-        if len(made) == 1:
-            return {next(iter(made)): total}
+        if len(names) == 1:
+            return {names[0]: float(torch.nn.utils.get_total_norm(gradients))}
         if part is None:
             return {}
         pair = [self.accelerator.reduce(value, "sum") for value in part]
