@@ -2,14 +2,15 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import FilterConfig, SynthConfig, ViewPlan
-from rbalign.data.dataset import Dataset
+from rbalign.config.sections import FilterConfig, SynthConfig, TeacherConfig, ViewPlan
+from rbalign.data.dataset import Dataset, DatasetWriter
 from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.run import RunDir
@@ -237,3 +238,63 @@ def test_a_plan_counts_views_and_clips():
     assert sum(row.count for row in plan.rows[1:]) == 68
     assert plan.seconds > 0
     assert plan.bytes > 0
+
+
+@pytest.fixture
+def ready(tmp_path, fakes):
+    """A finished dataset of 6 test examples, as `dev/ship_heldout.py` would ship it."""
+    recipe = Recipe(name="ready", seed=1, synth=SynthConfig(train=0, validation=0, test=6, batch_size=16))
+    with RunDir.open(tmp_path / "ready", recipe) as run:
+        stage.run(recipe, run)
+        made = Dataset.open(run.path("data"))
+    writer = DatasetWriter(tmp_path / "shipped", made.manifest)
+    writer.add_examples(replace(e, id=f"heldout-{e.id}") for e in made.examples())
+    moved = [View(f"heldout-{v.example_id}", v.index, v.split, v.spec, v.seconds, v.flac) for v in made.views()]
+    writer.commit_views("test", 0, moved)
+    writer.finish()
+    fakes.clear()
+    return tmp_path / "shipped"
+
+
+def with_ready(ready, **changes):
+    return RECIPE.model_copy(update={"synth": RECIPE.synth.model_copy(update={"test_views": str(ready), **changes})})
+
+
+def test_ready_test_views_are_taken_and_their_texts_kept_out_of_training(tmp_path, fakes, ready):
+    recipe = with_ready(ready)
+    with RunDir.open(tmp_path / "run", recipe) as run:
+        first = stage.run(recipe, run)
+        data = Dataset.open(run.path("data"))
+        assert data.examples("test") == Dataset.open(ready).examples("test")[:4]
+        assert len(data.views("test")) == 16
+        assert len(data.examples("train")) == 10
+        assert not [identity for identity in fakes if identity.startswith("heldout")]
+        every = Signatures.build(e.instruction for e in data.examples("test"))
+        assert max(every.worst(e.instruction) for e in data.examples("train")) < 0.7
+        assert stage.run(recipe, run) == first
+    assert stage.plan(recipe, RunDir.look(tmp_path / "new", recipe)).rows[0].count == 13
+
+
+def test_ready_test_texts_that_were_seen_are_left_out(tmp_path, fakes, ready):
+    examples = Dataset.open(ready).examples()
+    leak = tmp_path / "seen.txt"
+    leak.write_text("\n".join(e.instruction for e in examples[:2]))
+    filters = FilterConfig(leakage_files=(str(leak),))
+    recipe = with_ready(ready, filters=filters)
+    with RunDir.open(tmp_path / "run", recipe) as run:
+        stage.run(recipe, run)
+        assert Dataset.open(run.path("data")).examples("test") == examples[2:]
+    recipe = with_ready(ready, filters=filters, test=5)
+    with RunDir.open(tmp_path / "more", recipe) as run, pytest.raises(DataError, match="4 test examples .* asks for 5"):
+        stage.run(recipe, run)
+
+
+def test_ready_test_views_need_their_own_teacher_and_a_finished_folder(tmp_path, fakes, ready):
+    recipe = with_ready(ready).model_copy(update={"teacher": TeacherConfig(model="other")})
+    with RunDir.open(tmp_path / "run", recipe) as run, pytest.raises(UsageError, match="'other'"):
+        stage.run(recipe, run)
+    recipe = with_ready(tmp_path / "nowhere")
+    with RunDir.open(tmp_path / "none", recipe) as run, pytest.raises(UsageError, match="no finished dataset"):
+        stage.run(recipe, run)
+    with pytest.raises(UsageError, match="no finished dataset"):
+        stage.inputs(recipe)

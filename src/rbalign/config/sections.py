@@ -102,7 +102,7 @@ class SynthConfig(Section):
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
-    """A folder with ready test examples and views (the quickstart ships its own); None makes them."""
+    """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
 
 
 class ConnectConfig(Section):

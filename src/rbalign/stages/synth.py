@@ -27,7 +27,8 @@ from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
-from rbalign.synth.accept import Acceptance
+from rbalign.synth.accept import Acceptance, quotas
+from rbalign.synth.heldout import as_flac, held_out, heldout_folder
 from rbalign.synth.speak import plan_views, planned, speak_shard
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
@@ -52,12 +53,10 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     """What is still to write and to speak. Estimates for two cores and the embedded teacher."""
     config = _config(recipe)
     workers = _workers(config)
-    wanted = config.train + config.validation + config.test
+    wanted = sum(size for _, size in quotas(config))
     bank = load_bank()
     views: Counter[str] = Counter()
-    for split, size in ((Split.TRAIN, config.train), (Split.VALIDATION, config.validation), (Split.TEST, config.test)):
-        if split is Split.TEST and config.test_views:
-            continue
+    for split, size in quotas(config):
         probe = [Example(f"plan-{i}", split, "", "") for i in range(min(size, 200))]
         for example in probe:
             for view in plan_views(example, config.views, bank, recipe.seed):
@@ -89,8 +88,10 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     for rule in config.views:  # a test-only or unknown voice is refused before any work
         names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
         bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
-    acceptance = _write(config, recipe, folder, _leakage(recipe))
-    examples = _with_references(acceptance.examples, config, recipe, folder)
+    seen = _leakage(recipe)
+    ready, clips = _held_out(config, recipe, seen)
+    acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)])
+    examples = [*ready, *_with_references(acceptance.examples, config, recipe, folder)]
     writer = DatasetWriter(
         folder,
         {
@@ -102,9 +103,9 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         },
     )
     writer.add_examples(examples)
-    unspoken = _speak(config, recipe, folder, writer, examples)
-    if config.test_views:
-        _copy_test_views(Path(config.test_views), writer)
+    if clips and 0 not in writer.committed(Split.TEST):
+        writer.commit_views(Split.TEST, 0, as_flac(clips))
+    unspoken = _speak(config, recipe, folder, writer, acceptance.examples)
     manifest = writer.finish()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
@@ -128,13 +129,19 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
             found.append(Signatures.build(Path(name).read_text(encoding="utf-8").splitlines()))
         except OSError as error:
             raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
-    if recipe.connect is None and recipe.align is not None:
+    if recipe.connect is None:
         from rbalign.speechlm.connector import connector_folder
 
-        path = connector_folder(recipe.align.connector) / "signatures.bin"
+        path = connector_folder(recipe.align.connector if recipe.align else "default") / "signatures.bin"
         if path.is_file():
             found.append(Signatures.load(path))
     return found
+
+
+def _held_out(config: SynthConfig, recipe: Recipe, seen: Sequence[Signatures]) -> tuple[list[Example], list[View]]:
+    if not config.test_views:
+        return [], []
+    return held_out(config.test_views, config.test, recipe.teacher.model, seen, config.filters.max_leakage)
 
 
 def _write(config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures]) -> Acceptance:
@@ -201,8 +208,6 @@ def _speak(
     """Speak every split shard by shard; the number of views that no voice could make."""
     spoken = {example.id: example.spoken for example in examples}
     splits = planned(examples, config, load_bank(), recipe.seed)
-    if config.test_views:
-        splits.pop(Split.TEST, None)
     jobs = [
         (split, index, views[start : start + VIEWS_PER_SHARD])
         for split, views in sorted(splits.items())
@@ -231,19 +236,10 @@ def _clips(
             failures.append([{"id": view.id, "voice": view.spec.voice, "reason": failure.reason}])
 
 
-def _copy_test_views(source: Path, writer: DatasetWriter) -> None:
-    """Take ready test examples and clips (the quickstart ships its own); their hash is in their manifest."""
-    ready = Dataset.open(source)
-    ready.verify()
-    writer.add_examples(ready.examples(Split.TEST))
-    if 0 not in writer.committed(Split.TEST):
-        writer.commit_views(Split.TEST, 0, ready.views(Split.TEST))
-
-
 def inputs(recipe: Recipe) -> Mapping[str, str]:
     """Hashes of what is read from outside the run."""
     config = _config(recipe)
     files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
-    if config.test_views and Path(config.test_views).is_dir():
-        files["test_views"] = Dataset.open(Path(config.test_views)).content_hash
+    if config.test_views:
+        files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
     return files

@@ -17,6 +17,12 @@ from rbalign.text.spoken import spoken_form
 from rbalign.types import Example, Split, StopReason
 
 
+def quotas(config: SynthConfig) -> list[tuple[Split, int]]:
+    """How many examples each split still needs from the teacher, in the order in which they are filled."""
+    test = 0 if config.test_views else config.test
+    return [(Split.TEST, test), (Split.VALIDATION, config.validation), (Split.TRAIN, config.train)]
+
+
 class Acceptance:
     """Feed drafts in index order; `examples` grows until `is_full()`."""
 
@@ -27,7 +33,7 @@ class Acceptance:
         self.causes: Counter[str] = Counter()
         self.seen = 0
         self._accepted = Signatures.build([])
-        self._quota = [(Split.TEST, config.test), (Split.VALIDATION, config.validation), (Split.TRAIN, config.train)]
+        self._quota = quotas(config)
 
     @property
     def wanted(self) -> int:
