@@ -48,7 +48,7 @@ def main(run: Path) -> None:
     writer.finish()
     shutil.copyfile(run / "recipe.toml", SHIPPED_FOLDER / "recipe.toml")
     size = sum(path.stat().st_size for path in SHIPPED_FOLDER.rglob("*") if path.is_file())
-    print(f"{SHIPPED_FOLDER}: {len(data.views(Split.TEST))} clips, {size / 1e6:.1f} MB")
+    sys.stdout.write(f"{SHIPPED_FOLDER}: {len(data.views(Split.TEST))} clips, {size / 1e6:.1f} MB\n")
 
 
 if __name__ == "__main__":

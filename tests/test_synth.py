@@ -285,7 +285,10 @@ def test_ready_test_texts_that_were_seen_are_left_out(tmp_path, fakes, ready):
         stage.run(recipe, run)
         assert Dataset.open(run.path("data")).examples("test") == examples[2:]
     recipe = with_ready(ready, filters=filters, test=5)
-    with RunDir.open(tmp_path / "more", recipe) as run, pytest.raises(DataError, match="4 test examples .* asks for 5"):
+    with (
+        RunDir.open(tmp_path / "more", recipe) as run,
+        pytest.raises(DataError, match=r"4 test examples .* asks for 5"),
+    ):
         stage.run(recipe, run)
 
 
