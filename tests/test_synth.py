@@ -287,7 +287,7 @@ def test_ready_test_texts_that_were_seen_are_left_out(tmp_path, fakes, ready):
     recipe = with_ready(ready, filters=filters, test=5)
     with (
         RunDir.open(tmp_path / "more", recipe) as run,
-        pytest.raises(DataError, match=r"4 test examples .* asks for 5"),
+        pytest.raises(DataError, match=r"4 test .* for 5"),
     ):
         stage.run(recipe, run)
 
