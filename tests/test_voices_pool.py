@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -105,3 +107,52 @@ def test_no_worker_is_no_pool():
 
 def test_no_job_starts_nothing():
     assert list(speak_many([], 2, open_fake)) == []
+
+
+ORPHANS = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_voices_pool import jobs, open_slow
+from rbalign.voices.pool import speak_many
+for identity, clip in speak_many(jobs(*"abcdefgh"), 2, open_slow):
+    print(int(clip[0]), flush=True)
+"""
+
+
+class SlowSpeaker:
+    """Tells its process id, then speaks for a minute."""
+
+    said = False
+
+    def speak(self, text, voice, speed=1.0):
+        if SlowSpeaker.said:
+            time.sleep(60)
+        SlowSpeaker.said = True
+        return np.full(1, os.getpid(), dtype=np.float32)
+
+
+def open_slow(voice):
+    return SlowSpeaker()
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    code = ORPHANS.format(tests=os.path.dirname(__file__))
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = {int(parent.stdout.readline()) for _ in range(2)}
+    parent.kill()
+    parent.wait()
+    for _ in range(300):
+        alive = {pid for pid in workers if runs(pid)}
+        if not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"workers {alive} outlived their parent")
+
+
+def runs(pid):
+    """A zombie has ended: whoever inherits it has only not looked yet."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -10,8 +10,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from loky import ProcessPoolExecutor
-
 from rbalign.assets import model_folder
 from rbalign.config.sections import Sampling, SynthConfig, TeacherConfig
 from rbalign.keys import Key
@@ -65,7 +63,7 @@ def write_many(
     One thread a worker: decode steps are many small products, and two threads that meet at a barrier after each lose
     more than they gain (measured: 2 x 140 tokens a second against 120 to 230, the latter when another process ran).
     """
-    pool = ProcessPoolExecutor(max_workers=workers, env={"OMP_NUM_THREADS": "1"})
+    pool = worker_pool(workers)
     flying: set[Future[list[Draft]]] = set()
     try:
         while True:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from loky import ProcessPoolExecutor, process_executor
 from loky.process_executor import BrokenProcessPool
 
 from rbalign.errors import UsageError
+from rbalign.rundir.workers import worker_pool
 from rbalign.voices import engine
 
 WINDOW = 4
@@ -69,7 +69,7 @@ def _speak_until_crash(
     source: Iterator[SpeakJob], workers: int, open_speaker: Callable[[str], engine.Speaker]
 ) -> Generator[_Result, None, list[SpeakJob]]:
     """Stream jobs through one pool. Returns the jobs that were in flight when a worker died: none at a clean end."""
-    pool = _pool(workers)
+    pool = worker_pool(workers)
     flying: dict[Future[Clip], SpeakJob] = {}
     lost: list[SpeakJob] = []
     try:
@@ -94,7 +94,7 @@ def _speak_until_crash(
 
 
 def _speak_alone(job: SpeakJob, open_speaker: Callable[[str], engine.Speaker]) -> Iterator[_Result]:
-    pool = _pool(1)
+    pool = worker_pool(1)
     try:
         clip: Clip = pool.submit(_speak, job, open_speaker).result()
     except BrokenProcessPool as error:
@@ -102,16 +102,6 @@ def _speak_alone(job: SpeakJob, open_speaker: Callable[[str], engine.Speaker]) -
     finally:
         pool.shutdown(wait=True, kill_workers=True)
     yield job.id, clip
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=workers, initializer=_allow_growth, env={"OMP_NUM_THREADS": "1"})
-
-
-def _allow_growth() -> None:
-    """In the worker: loky takes growth by 300 MB for a leak and replaces the process, every half minute here, because
-    two synthesisers and the longest sentence so far are more than that. Measured: 4 clips a second with, 8 without."""
-    process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 33
 
 
 def _speak(job: SpeakJob, open_speaker: Callable[[str], engine.Speaker]) -> Clip:
