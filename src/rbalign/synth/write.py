@@ -13,6 +13,7 @@ from typing import Any
 from rbalign.assets import model_folder
 from rbalign.config.sections import Sampling, SynthConfig, TeacherConfig
 from rbalign.keys import Key
+from rbalign.rundir.workers import worker_pool
 from rbalign.synth.filters import drop_cause
 from rbalign.types import Example, StopReason
 
