@@ -41,7 +41,9 @@ def main(run: Path) -> None:
     data = Dataset.open(run / "data")
     data.verify()
     shutil.rmtree(SHIPPED_FOLDER, ignore_errors=True)
-    meta = {name: data.manifest[name] for name in ("teacher", "recipe", "seed", "candidates", "dropped")}
+    meta = {
+        name: data.manifest[name] for name in ("teacher", "recipe", "seed", "candidates", "dropped", "dropped_texts")
+    }
     writer = DatasetWriter(SHIPPED_FOLDER, {**meta, "made_from": data.content_hash})
     writer.add_examples(replace(example, id=PREFIX + example.id) for example in data.examples(Split.TEST))
     writer.commit_views(Split.TEST, 0, [shipped(view) for view in data.views(Split.TEST)])

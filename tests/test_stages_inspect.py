@@ -20,7 +20,9 @@ def write_dataset(folder: Path) -> None:
     from rbalign.audio.io import to_flac
 
     flac = to_flac(np.zeros(1600, dtype=np.float32), 16000)
-    writer = DatasetWriter(folder, {"teacher": "t", "recipe": "r", "dropped": {"too-long": 1234, "near-duplicate": 2}})
+    drops = {"too-long": 1234, "near-duplicate": 2}
+    texts = {"too-long": ["word " * 60, "so\nlong"]}
+    writer = DatasetWriter(folder, {"teacher": "t", "recipe": "r", "dropped": drops, "dropped_texts": texts})
     writer.add_examples([Example(f"e{i}", "train", f"Say [b]{i}[/b].", f"say {i}", f"Answer {i}") for i in range(3)])
     specs = [ViewSpec("af_heart"), ViewSpec("af_heart", speed=1.1), ViewSpec("am_adam")]
     writer.commit_views("train", 0, [View(f"e{i}", i, "train", spec, 1200.0, flac) for i, spec in enumerate(specs)])
@@ -28,10 +30,8 @@ def write_dataset(folder: Path) -> None:
 
 
 def write_journals(folder: Path) -> None:
-    long = {"text": "word " * 60, "cause": "too-long", "answer": None}
-    kept = {"text": "fine", "cause": None, "answer": "yes"}
     with Journal(folder / "drafts.jsonl") as journal:
-        journal.append([{"id": "0", "items": [long, kept]}, {"id": "1", "items": [{**long, "text": "so\nlong"}]}])
+        journal.append([{"id": str(i), "text": "word " * 60, "stop": "length"} for i in range(7)])
     with Journal(folder / "unspoken.jsonl") as journal:
         journal.append([{"id": "e1/0", "voice": "am_adam", "reason": "no phonemes"}])
 
@@ -43,28 +43,28 @@ def test_a_dataset_shows_counts_distinct_voices_and_rows(tmp_path: Path) -> None
     assert "train voices: af_heart, am_adam" in found.lines
     assert [row[0] for row in found.examples] == ["e0", "e1"]
     assert found.bytes > 0
-    assert found.drops == [["too-long", "1,234", ""], ["near-duplicate", "2", ""]]
+    (cause, count, texts), near = found.drops
+    assert (cause, count) == ("too-long", "1,234")
+    assert texts.endswith("… | so long")
+    assert near == ["near-duplicate", "2", ""]
 
 
-def test_a_run_shows_stages_and_texts_that_were_dropped(tmp_path: Path) -> None:
+def test_a_run_shows_stages_and_clips_that_no_voice_made(tmp_path: Path) -> None:
     with RunDir.open(tmp_path, Recipe(name="demo")) as run:
         run.stage("synth", {}, {}).finish({"dataset": "x"})
         write_dataset(run.path("data"))
         write_journals(run.path("data"))
     found = look_at(tmp_path / "demo")
     assert [row[:2] for row in found.stages] == [["synth", "done"]]
-    cause, count, texts = found.drops[0]
-    assert (cause, count) == ("too-long", "1,234")
-    assert texts.endswith("… | so long")
     assert found.drops[-1] == ["unspoken: no phonemes", "1", "e1/0 by am_adam"]
 
 
-def test_a_run_in_the_middle_of_synth_shows_what_was_dropped_so_far(tmp_path: Path) -> None:
+def test_a_run_in_the_middle_of_synth_shows_how_far_it_is(tmp_path: Path) -> None:
     with RunDir.open(tmp_path, Recipe(name="demo")) as run:
         run.stage("synth", {}, {})
         write_journals(run.path("data"))
         found = look_at(run.folder)
-    assert found.drops[0][:2] == ["too-long", "2"]
+    assert "candidates written so far: 7" in found.lines
     assert "no finished dataset in it" in found.lines
 
 

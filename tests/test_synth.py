@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
+from rbalign.stages.inspect import look_at
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.filters import drop_cause, sentences
 from rbalign.synth.speak import plan_views
@@ -193,6 +195,9 @@ def test_the_stage_writes_a_whole_dataset_and_restarts_cost_nothing(tmp_path, fa
         assert all(e.reference and e.reference != e.answer for e in data.examples("test"))
         assert all(e.reference is None for e in data.examples("train"))
         assert data.manifest["dropped"]
+        shown = look_at(run.folder).drops
+        assert [row[:2] for row in shown] == [[c, str(n)] for c, n in Counter(data.manifest["dropped"]).most_common()]
+        assert all(texts for _, _, texts in shown)
         assert stage.run(RECIPE, run) == outputs
         assert len(fakes) == 17 * 4
 

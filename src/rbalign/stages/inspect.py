@@ -12,7 +12,7 @@ from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.journal import read_rows
 
-EXAMPLES_PER_CAUSE = 2
+VIEWS_PER_CAUSE = 3
 
 
 @dataclass(slots=True)
@@ -78,22 +78,19 @@ def _dataset(dataset: Dataset, rows: int, found: Inspection) -> None:
 
 
 def _drops(folder: Path, dataset: Dataset | None, found: Inspection) -> None:
-    """Causes counted in the manifest, or so far; the texts come from synth's journals."""
-    texts: dict[str, list[str]] = {}
-    counts: Counter[str] = Counter()
-    for draft in read_rows(folder / "drafts.jsonl"):
-        for item in draft["items"]:
-            if item["cause"] is not None:
-                counts[item["cause"]] += 1
-                texts.setdefault(item["cause"], []).append(item["text"])
-    if dataset is not None and "dropped" in dataset.manifest:
-        counts = Counter(dataset.manifest["dropped"])
+    """Causes with the first texts that fell to each, from the manifest; before there is one, how far writing is."""
+    if dataset is None:
+        candidates = sum(1 for _ in read_rows(folder / "drafts.jsonl"))
+        found.lines.append(f"candidates written so far: {candidates:,}")
+        return
+    texts = dataset.manifest.get("dropped_texts", {})
+    for cause, count in Counter(dataset.manifest.get("dropped", {})).most_common():
+        found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])))])
+    lost: dict[str, list[str]] = {}
     for row in read_rows(folder / "unspoken.jsonl"):
-        cause = f"unspoken: {row['reason']}"
-        counts[cause] += 1
-        texts.setdefault(cause, []).append(f"{row['id']} by {row['voice']}")
-    for cause, count in counts.most_common():
-        found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])[:EXAMPLES_PER_CAUSE]))])
+        lost.setdefault(f"unspoken: {row['reason']}", []).append(f"{row['id']} by {row['voice']}")
+    for cause, views in sorted(lost.items(), key=lambda entry: -len(entry[1])):
+        found.drops.append([cause, f"{len(views):,}", " | ".join(views[:VIEWS_PER_CAUSE])])
 
 
 def _short(text: Any, width: int = 70) -> str:

@@ -100,6 +100,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
             "seed": recipe.seed,
             "candidates": acceptance.seen,
             "dropped": dict(acceptance.causes.most_common()),
+            "dropped_texts": acceptance.dropped,
         },
     )
     writer.add_examples(examples)

@@ -16,6 +16,8 @@ from rbalign.synth.write import Draft
 from rbalign.text.spoken import spoken_form
 from rbalign.types import Example, Split, StopReason
 
+TEXTS_PER_CAUSE = 3
+
 
 def quotas(config: SynthConfig) -> list[tuple[Split, int]]:
     """How many examples each split still needs from the teacher, in the order in which they are filled."""
@@ -31,6 +33,8 @@ class Acceptance:
         self.leakage = tuple(leakage)
         self.examples: list[Example] = []
         self.causes: Counter[str] = Counter()
+        self.dropped: dict[str, list[str]] = {}
+        """The first texts that fell to each cause, for `rba inspect`."""
         self.seen = 0
         self._accepted = Signatures.build([])
         self._quota = quotas(config)
@@ -44,9 +48,8 @@ class Acceptance:
         """True once every split has its examples."""
         return len(self.examples) >= self.wanted
 
-    def add(self, draft: Draft) -> list[tuple[str, str]]:
-        """Judge one draft; returns (cause, text) of what it dropped, for `rba inspect`."""
-        dropped = []
+    def add(self, draft: Draft) -> None:
+        """Judge one draft."""
         for place, (text, cause) in enumerate(self._candidates(draft)):
             if self.is_full():
                 break
@@ -54,12 +57,12 @@ class Acceptance:
             cause = cause or self._against_others(text)
             if cause:
                 self.causes[cause] += 1
-                dropped.append((cause, text))
+                if len(texts := self.dropped.setdefault(cause, [])) < TEXTS_PER_CAUSE:
+                    texts.append(text)
             elif self.config.sentences:
                 self._accept(f"{draft['id']}-{place}", text, None)
             else:
                 self._accept(draft["id"], text, draft.get("answer"))
-        return dropped
 
     def _candidates(self, draft: Draft) -> list[tuple[str, str | None]]:
         """Texts that a draft offers, each with the first filter that drops it, or None."""
