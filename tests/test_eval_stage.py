@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny import TEXTS, tiny_clip, tiny_processor, tiny_speech_model
 from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
-from rbalign.errors import DataError, UsageError
+from rbalign.errors import DataError, RunError, UsageError
 from rbalign.eval import answerers
 from rbalign.eval.collect import Answered, collect
 from rbalign.eval.items import Item, by_example, chosen_view, every_view, repeats, wrong_audio
@@ -19,8 +20,11 @@ from rbalign.eval.schedule import Spoken, arm_work, reference_work
 from rbalign.eval.score import load_rows, word_errors
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.stages import align
 from rbalign.stages import eval as stage
+from rbalign.stages import score as score_stage
 from rbalign.stages.align import arm_folder
+from rbalign.stages.chain import chain, settings
 from rbalign.types import Example, View, ViewSpec
 
 VOICES = ("af_sarah", "am_michael", "bf_isabella")
@@ -176,6 +180,74 @@ def test_answers_do_not_depend_on_the_batch():
     alone = [answerer.answer([item])[0] for item in reversed(items)][::-1]
     assert [a.ids for a in together] == [a.ids for a in alone]
     assert [a.heard for a in together] == [a.heard for a in alone]
+
+
+def finish_earlier_stages(run):
+    """As if synth and align had just ended: what the chain asks before it lets anyone evaluate."""
+    inputs = {}
+    for name in ("synth", "align"):
+        outside = align.inputs(run.recipe) if name == "align" else {}
+        run.stage(name, settings(run.recipe, name), inputs | outside).finish({"dataset": f"{name} made it"})
+        inputs |= {f"{name}.key": run.key(name), f"{name}.dataset": f"{name} made it"}
+
+
+def journals(run, kind):
+    return {path: path.read_bytes() for path in run.path("eval").glob(f"*/*{kind}.jsonl")}
+
+
+def test_predict_answers_and_score_scores_what_eval_would(run, recipe, tmp_path):
+    finish_earlier_stages(run)
+    with pytest.raises(RunError, match=r"answers of run tiny are not written yet → first `rba predict \S+recipe.toml"):
+        chain(recipe, run, "score")
+    assert not run.path("eval").exists()
+    chain(recipe, run, "predict")
+    assert run.outputs("eval") is None
+    assert not run.path("results.json").exists()
+    assert journals(run, "")
+    assert not journals(run, ".scores")
+    answers = journals(run, "")
+    (planned,) = chain(recipe, run, "score", dry_run=True)
+    assert sum(row.count for row in planned.plan.rows) == sum(block.count(b"\n") for block in answers.values())
+    chain(recipe, run, "score")
+    assert run.outputs("eval")
+    assert {path: journals(run, "")[path] for path in answers} == answers
+    halves = json.loads(run.path("results.json").read_text())
+    said = []
+    for only in ("predict", "score", "eval"):
+        chain(recipe, run, only, say=said.append)
+    assert said == ["eval: finished before, skipped"] * 3
+    run.path("results.json").unlink()
+    run.reopen("eval")
+    shutil.rmtree(run.path("eval"))
+    chain(recipe, run, "eval")
+    assert_close(json.loads(run.path("results.json").read_text()), halves)
+
+
+def test_scored_again_from_the_same_answers(run, recipe, monkeypatch):
+    finish_earlier_stages(run)
+    chain(recipe, run, "eval")
+    answers, whole = journals(run, ""), json.loads(run.path("results.json").read_text())
+    score_stage.forget(run)
+    assert run.outputs("eval") is None
+    assert not journals(run, ".scores")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.Evaluation, "answer", missing)
+        chain(recipe, run, "score")
+    assert {path: journals(run, "")[path] for path in answers} == answers
+    assert_close(json.loads(run.path("results.json").read_text()), whole)
+
+
+def test_predict_counts_no_scores_and_refuses_changed_settings(run, recipe):
+    finish_earlier_stages(run)
+    (planned,) = chain(recipe, run, "predict", dry_run=True)
+    assert "scores" not in {row.what for row in planned.plan.rows}
+    chain(recipe, run, "predict")
+    changed = Recipe.model_validate({**recipe.model_dump(), "eval": {"limit": 2}})
+    for only in ("predict", "score", "eval"):
+        with pytest.raises(RunError, match=r"eval\."):
+            chain(changed, run, only)
+    with pytest.raises(UsageError, match=r"no \[eval\] section"):
+        chain(recipe.model_copy(update={"eval": None}), run, "predict")
 
 
 def test_loss_and_teacher_scores_agree_with_each_other():

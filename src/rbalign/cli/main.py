@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rbalign import __version__
-from rbalign.cli import assets, listing, pipeline, tools
+from rbalign.cli import assets, listing, pipeline, scoring, tools
 from rbalign.errors import RbaError
 
 # Ctrl-C, as every shell counts it: 128 + SIGINT.
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 pipeline.register(app)
+scoring.register(app)
 tools.register(app)
 app.add_typer(assets.app, name="assets", rich_help_panel="Look around")
 app.add_typer(listing.app, name="list", rich_help_panel="Look around")

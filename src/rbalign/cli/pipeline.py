@@ -17,6 +17,7 @@ STAGES = {
     "connect": "Train encoder and adapter, so that the LLM can hear.",
     "align": "Align the arms to the teacher by the model's own samples.",
     "eval": "Measure arms and references on held-out instructions and voices.",
+    "predict": "Only the answers of eval, without their scores; `rba score` goes on.",
     "report": "Draw the page that shows it all.",
 }
 EPILOG = "Any key of the recipe may follow as --section.key value, for example --align.beta 0.2."
@@ -31,7 +32,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what, how many, ti
 
 
 def register(app: typer.Typer) -> None:
-    """Add `run` and one verb for each stage."""
+    """Add `run` and one verb for each stage, or half of one."""
     # Unknown options are the recipe's overrides: they go, in their order, to ctx.args.
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -95,3 +96,5 @@ def execute(
     with RunDir.open(runs, loaded, fork) as run:
         chain(run.recipe, run, only, say=typer.echo)
         show.ending(run.folder, results=only in (None, "eval"))
+        if only == "predict":
+            typer.echo(f"{run.folder / 'eval'}  (the answers; score them: rba score {run.folder})")

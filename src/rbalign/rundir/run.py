@@ -124,6 +124,12 @@ class RunDir:
             self.write_status()
         return StageHandle(self, name, False, {})
 
+    def reopen(self, stage: str) -> None:
+        """A finished stage is begun, but not done, again."""
+        if self.outputs(stage) is not None:
+            self.status["stages"][stage].update(state="started", outputs={})
+            self.write_status()
+
     def write_status(self) -> None:
         """Put status.json on the disk. Only the writer of a run may."""
         if self._lock is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.config.recipe import Recipe
-from rbalign.errors import UsageError, unknown
+from rbalign.errors import UsageError
 
 MAX_NEW_TOKENS = 96
 
@@ -52,22 +52,20 @@ def ask(
 
 def _open(run: Path | None, arm: str | None) -> tuple[Any, Recipe]:
     """The policy of a run (with an arm's weights), or the one that ships."""
-    from rbalign.config.load import load_recipe
     from rbalign.config.sections import AlignConfig, SynthConfig
     from rbalign.rundir.run import RunDir
+    from rbalign.stages.named import BASE, arm_weights, run_named
     from rbalign.stages.policy import open_policy
 
     if run is None:
         recipe = Recipe(name="default", align=AlignConfig(), synth=SynthConfig())
         return open_policy(recipe, RunDir.look(Path("runs"), recipe)), recipe
-    recipe = load_recipe(run / "recipe.toml", ())
-    policy = open_policy(recipe, RunDir.look(run.parent, recipe))
-    if arm not in (None, "base"):
-        arms = sorted(path.parent.name for path in run.glob("arms/*/final"))
-        if arm not in arms:
-            raise unknown("arm", str(arm), ["base", *arms], "`rba align` makes them")
-        policy.load(run / "arms" / str(arm) / "final")
-    return policy, recipe
+    found = run_named(str(run))
+    weights = arm_weights(found, arm or BASE)
+    policy = open_policy(found.recipe, found)
+    if weights is not None:
+        policy.load(weights)
+    return policy, found.recipe
 
 
 def _greedy(policy: Any, prompts: Any, on_token: Callable[[str], None] | None, base: bool = False) -> str:

@@ -23,6 +23,8 @@ FREE_FIELDS = {
 }
 # Seconds of work on files that are there: done again whenever asked, so that a new version can draw an old run.
 REPEATED = {"report"}
+HALVES = {"predict": ("eval", False), "score": ("eval", True)}
+"""Verb -> the stage that it does a half of, under the whole stage's key, and whether that half completes the stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +47,18 @@ def chain(
     dry_run: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[StageOutcome]:
-    """Run the recipe's stages in order, or the one that `only` names; `say` hears one line about each.
+    """Run the recipe's stages in order, or the one (or the half of one) that `only` names; `say` hears a line of each.
 
     A dry run makes the plans and starts nothing; a run opened by `RunDir.look` serves it. Raises UsageError if the
     recipe lacks the stage; RunError if an earlier stage is unfinished, a finished one changed or the disk too small.
     """
     outcomes = []
-    for stage in _wanted(recipe, only):
-        module = _module(stage)
-        handle = _enter(module, stage, recipe, run)
+    for verb in _wanted(recipe, only):
+        stage, completes = HALVES.get(verb, (verb, True))
+        module = _module(verb)
+        handle = _enter(_module(stage), stage, recipe, run)
         if handle is None and not dry_run:
-            raise _unfinished(stage, recipe, run)
+            raise _unfinished(verb, recipe, run)
         if handle is not None and handle.done and stage not in REPEATED:
             say(f"{stage}: finished before, skipped")
             outcomes.append(StageOutcome(stage, True, outputs=handle.outputs))
@@ -66,8 +69,9 @@ def chain(
             continue
         _check_space(stage, plan, run.folder)
         outputs = dict(module.run(recipe, run))
-        handle.finish(outputs)
-        say(f"{stage}: done")
+        if completes:
+            handle.finish(outputs)
+        say(f"{verb}: done")
         outcomes.append(StageOutcome(stage, False, plan, outputs))
     return outcomes
 
@@ -88,9 +92,10 @@ def run_recipe(
 
 def _wanted(recipe: Recipe, only: str | None) -> list[str]:
     stages = recipe.stages()
-    if only is not None and only not in stages:
+    wanted, _ = HALVES.get(only or "", (only, True))
+    if wanted is not None and wanted not in stages:
         has = ", ".join(f"[{stage}]" for stage in stages) or "no stage"
-        raise UsageError(f"recipe {recipe.name} has no [{only}] section; it has {has}", f"add [{only}] to it")
+        raise UsageError(f"recipe {recipe.name} has no [{wanted}] section; it has {has}", f"add [{wanted}] to it")
     if not stages:
         raise UsageError(f"recipe {recipe.name} has no stage", f"add at least one of {', '.join(STAGES)}")
     return stages if only is None else [only]

@@ -88,11 +88,12 @@ def _rows(run: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         raise DataError(f"{path} is not a table of results ({error!r})", "run `rba eval` again") from None
 
 
-def _dataset(run: Path) -> dict[str, str] | None:
-    """What synth gave, the content hash of the dataset among it."""
+def _dataset(run: Path) -> str | None:
+    """The content hash of the dataset: synth's own, or the one that predictions made elsewhere were scored on."""
     try:
-        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
-        return dict(status["stages"]["synth"]["outputs"])
+        stages = json.loads((run / "status.json").read_text(encoding="utf-8"))["stages"]
+        own = "synth" in stages
+        return str(stages["synth"]["outputs"]["dataset"] if own else stages["eval"]["inputs"]["synth.dataset"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

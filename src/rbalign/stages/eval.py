@@ -32,7 +32,7 @@ from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
 from rbalign.stages.align import arm_folder
 from rbalign.stages.base import Plan, PlanRow
-from rbalign.types import Split
+from rbalign.types import Example, Split
 
 if TYPE_CHECKING:
     from rbalign.eval.collect import Answerer
@@ -44,7 +44,7 @@ SECONDS = {"speech": 0.12, "wrong-audio": 0.12, "text": 0.1, "self-cascade": 0.1
 """Wall seconds of one answer of about 30 tokens on two cores with the embedded models, encoder included."""
 SECONDS_PER_CLIP = 1.1
 SECONDS_PER_SCORE = 0.03
-BYTES_PER_ANSWER, BYTES_PER_CLIP = 1_500, 65_000
+BYTES_PER_ANSWER, BYTES_PER_SCORE, BYTES_PER_CLIP = 1_500, 400, 65_000
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
@@ -69,19 +69,16 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
-    """Answer, score and tabulate, going on where an earlier start stopped."""
-    config = _config(recipe)
-    instructions, left_out = _instructions(recipe, run)
-    questions = _questions(recipe, run)
-    evaluation = Evaluation(recipe, run, instructions, questions)
+    """Answer, score and tabulate, going on where an earlier start stopped. `predict` and `score` do half of it each."""
+    evaluation = Evaluation.open(recipe, run)
     evaluation.answer()
-    evaluation.score()
-    results = build(evaluation.evidence(), resamples=config.bootstrap, seed=recipe.seed)
-    notes = [*evaluation.notes]
-    if left_out:
-        notes.append(f"{left_out} instructions of the split have no clip that any voice could make: left out")
-    path = run.path("results.json")
-    atomic_write(path, json.dumps({**results, "notes": notes}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return evaluation.conclude()
+
+
+def write_results(run: RunDir, results: Mapping[str, Any], notes: Sequence[str]) -> Mapping[str, str]:
+    """results.json, and its hash as the stage's output."""
+    path, whole = run.path("results.json"), {**results, "notes": list(notes)}
+    atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return {"results.json": sha256_file(path)}
 
 
@@ -97,6 +94,23 @@ class Evaluation:
         self.notes: list[str] = []
         self._policy: SpeechPolicy | None = None
         self._embedders: dict[str, Embedder] = {}
+
+    @classmethod
+    def open(cls, recipe: Recipe, run: RunDir, speak: bool = True) -> Evaluation:
+        """The evaluation of a run's dataset; questions that no voice has said yet are spoken now if `speak`."""
+        config = _config(recipe)
+        instructions, left_out = held_out(Dataset.open(run.path("data")), config.split, config.limit)
+        evaluation = cls(recipe, run, instructions, _questions(recipe, run, speak))
+        if left_out:
+            note = f"{left_out} instructions of the split have no clip that any voice could make: left out"
+            evaluation.notes.append(note)
+        return evaluation
+
+    def conclude(self) -> Mapping[str, str]:
+        """Score what has no score yet and write results.json."""
+        self.score()
+        results = build(self.evidence(), resamples=self.config.bootstrap, seed=self.recipe.seed)
+        return write_results(self.run, results, self.notes)
 
     def everything(self) -> list[Work]:
         """Every journal of this run."""
@@ -188,25 +202,8 @@ class Evaluation:
                 )
 
     def _open_scorers(self) -> dict[str, Scorer]:
-        self._embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := self._embedder(name))}
-        scorers = {"chrf": build_scorer("chrf"), "teacher-likelihood": build_scorer("teacher-likelihood")}
-        for metric, name in metrics.EMBEDDERS.items():
-            if name in self._embedders:
-                embedder = self._embedders[name]
-                scorers[metric] = build_scorer("similarity", against="reference", embedder=embedder)
-                if metric == "similarity":
-                    scorers["similarity-answer"] = build_scorer("similarity", against="answer", embedder=embedder)
-        return scorers
-
-    def _embedder(self, name: str) -> Embedder | None:
-        """None, with a note in the results, where the second embedder cannot be had; MiniLM is no option."""
-        try:
-            return build_embedder(name)
-        except (AssetError, UsageError) as error:
-            if name == "minilm":
-                raise
-            self.notes.append(f"embedder {name} left out: {error.problem}")
-            return None
+        scorers, self._embedders = text_scorers(self.notes)
+        return {**scorers, "teacher-likelihood": build_scorer("teacher-likelihood")}
 
     def _teacher_logprobs(self, instructions: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float] | None]:
         from rbalign.eval.answerers import teacher_scores
@@ -271,11 +268,38 @@ class Evaluation:
             return {**chosen, "task": "y_ref"}
         return {**chosen, "temperature": 0.0, "top_p": 1.0} if work.greedy else chosen
 
+    def left(self, kind: str = "") -> int:
+        """Answers (or, of kind ".scores", scores) that are not written yet."""
+        return sum(max(0, len(work.items) - len(load_rows([self._path(work, kind)]))) for work in self.everything())
+
     def _missing(self, work: Work) -> bool:
         return len(load_rows([self._path(work)])) < len(work.items)
 
     def _path(self, work: Work, kind: str = "") -> Path:
         return self.run.path("eval", work.folder, f"{work.task}{kind}.jsonl")
+
+
+def text_scorers(notes: list[str]) -> tuple[dict[str, Scorer], dict[str, Embedder]]:
+    """What needs an answer's text and nothing else: chrF, and a cosine by each embedder that can be had."""
+    embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := _embedder(name, notes))}
+    scorers = {"chrf": build_scorer("chrf")}
+    for metric, name in metrics.EMBEDDERS.items():
+        if name in embedders:
+            scorers[metric] = build_scorer("similarity", against="reference", embedder=embedders[name])
+            if metric == "similarity":
+                scorers["similarity-answer"] = build_scorer("similarity", against="answer", embedder=embedders[name])
+    return scorers, embedders
+
+
+def _embedder(name: str, notes: list[str]) -> Embedder | None:
+    """None, with a note in the results, where the second embedder cannot be had; MiniLM is no option."""
+    try:
+        return build_embedder(name)
+    except (AssetError, UsageError) as error:
+        if name == "minilm":
+            raise
+        notes.append(f"embedder {name} left out: {error.problem}")
+        return None
 
 
 def whisper() -> Any:
@@ -313,31 +337,34 @@ def _subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
     return arm, int(seed)
 
 
-def _instructions(recipe: Recipe, run: RunDir) -> tuple[Spoken, int]:
-    """The held-out instructions that have clips, and how many have none."""
-    config = _config(recipe)
-    dataset = Dataset.open(run.path("data"))
-    views = by_example(dataset.views(config.split))
-    chosen = limit_examples(dataset.examples(config.split), config.limit)
+def held_out(dataset: Dataset, split: str, limit: int | None) -> tuple[Spoken, int]:
+    """The instructions of a split that have clips, and how many have none."""
+    views = by_example(dataset.views(split))
+    chosen = limit_examples(dataset.examples(split), limit)
     spoken = [example for example in chosen if views.get(example.id)]
     if not spoken:
-        raise UsageError(
-            f"the {config.split} split has no instruction with a clip", f"set [synth] {config.split} above 0"
-        )
+        raise UsageError(f"the {split} split has no instruction with a clip", f"set [synth] {split} above 0")
     return Spoken(spoken, views), len(chosen) - len(spoken)
 
 
-def _questions(recipe: Recipe, run: RunDir) -> Spoken:
-    """Questions with their clips, spoken now if they are not yet; empty if the recipe asks for none."""
-    from rbalign.synth.speak import speak_shard
-    from rbalign.voices.bank import load_bank
-
+def _questions(recipe: Recipe, run: RunDir, speak: bool) -> Spoken:
+    """Questions with their clips, spoken now if they are not yet and `speak`; empty if the recipe asks for none."""
     config, folder = _config(recipe), run.path("eval", "questions")
     if not config.qa:
         return Spoken([], {})
     examples = qa.questions(config.qa)
-    planned = qa.plan_views(examples, load_bank().names(Split.TEST, "kokoro"), recipe.seed)
-    writer = DatasetWriter(folder, {"kind": "questions", "seed": recipe.seed})
+    if speak:
+        _speak(examples, recipe.seed, folder)
+    views = by_example(Dataset.open(folder).views(Split.TEST))
+    return Spoken([example for example in examples if views.get(example.id)], views)
+
+
+def _speak(examples: Sequence[Example], seed: int, folder: Path) -> None:
+    from rbalign.synth.speak import speak_shard
+    from rbalign.voices.bank import load_bank
+
+    planned = qa.plan_views(examples, load_bank().names(Split.TEST, "kokoro"), seed)
+    writer = DatasetWriter(folder, {"kind": "questions", "seed": seed})
     writer.add_examples(examples)
     words = {example.id: example.spoken for example in examples}
     done = SHARD * len(writer.committed(Split.TEST))
@@ -351,8 +378,6 @@ def _questions(recipe: Recipe, run: RunDir) -> Spoken:
                         clips.append(view)
                 writer.commit_views(Split.TEST, number, sorted(clips, key=lambda view: view.id))
     writer.finish()
-    views = by_example(Dataset.open(folder).views(Split.TEST))
-    return Spoken([example for example in examples if views.get(example.id)], views)
 
 
 def _shards(views: Sequence[Any]) -> Iterator[Sequence[Any]]:
