@@ -17,7 +17,8 @@ from rbalign.errors import UsageError
 from rbalign.stages.base import Plan, PlanRow
 
 Captured = pytest.CaptureFixture[str]
-VERBS = ["run", "synth", "connect", "align", "eval", "report", "ask", "inspect", "compare", "assets", "list"]
+VERBS = ["run", "synth", "connect", "align", "eval", "predict", "score", "report"]
+VERBS += ["ask", "export", "inspect", "compare", "assets", "list"]
 
 
 def rba(*words: object) -> int:
@@ -92,6 +93,10 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
         (["run"], ["RECIPE", "rba COMMAND --help"]),
         (["rum"], ["rum"]),
         (["connect", "smoke"], ["no [connect] section"]),
+        (["predict", "connect"], ["no [eval] section"]),
+        (["score", "nowhere"], ["nowhere is no run"]),
+        (["score", "smoke"], ["runs/smoke is no run"]),
+        (["export", "smoke", "sft", "out"], ["runs/smoke is no run", "--runs DIR"]),
         (["assets", "fetch", "no-such-asset"], ["no-such-asset"]),
         (["ask"], ["nothing to ask", "--text"]),
         (["ask", "nowhere.wav"], ["no file nowhere.wav"]),
@@ -181,6 +186,26 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(
     err = refusal(capsys, "run", "smoke", "--runs", runs, code=130)
     assert f"go on with: rba run smoke --runs '{runs}'" in err
     assert stages == ["synth beta=0.1"]
+
+
+def test_predict_leaves_eval_open_and_score_closes_it(
+    stages: list[str], capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for half in ("predict", "score"):
+        module = SimpleNamespace(plan=lambda recipe, run: Plan(), run=lambda recipe, run, half=half: {"made by": half})
+        monkeypatch.setattr("rbalign.stages." + half, module, raising=False)
+        monkeypatch.setitem(sys.modules, f"rbalign.stages.{half}", module)
+    assert "predict needs synth" in refusal(capsys, "predict", "smoke", "--runs", tmp_path, code=1)
+    for stage in ("synth", "align"):
+        assert rba(stage, "smoke", "--runs", tmp_path) == 0
+    assert rba("predict", "smoke", "--runs", tmp_path) == 0
+    assert f"rba score {tmp_path / 'smoke'}" in capsys.readouterr().out
+    status = tmp_path / "smoke" / "status.json"
+    assert json.loads(status.read_text())["stages"]["eval"]["state"] == "started"
+    assert "needs eval" in refusal(capsys, "report", "smoke", "--runs", tmp_path, code=1)
+    assert rba("score", tmp_path / "smoke") == 0
+    assert json.loads(status.read_text())["stages"]["eval"]["outputs"] == {"made by": "score"}
+    assert rba("report", "smoke", "--runs", tmp_path) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")

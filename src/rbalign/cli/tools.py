@@ -1,4 +1,4 @@
-"""`rba ask`, `rba inspect`, `rba compare`: look at a model, a dataset or two runs."""
+"""`rba ask`, `rba export`, `rba inspect`, `rba compare`: use a model, look at a dataset or two runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ASK_PANEL, LOOK_PANEL = "Use a model", "Look around"
 def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
     app.command(rich_help_panel=ASK_PANEL)(ask)
+    app.command(rich_help_panel=ASK_PANEL)(export)
     app.command(rich_help_panel=LOOK_PANEL)(inspect)
     app.command(rich_help_panel=LOOK_PANEL)(compare)
 
@@ -48,6 +49,21 @@ def ask(
         if found[field] is not None:
             typer.echo(f"{field.replace('_', ' ')}: {found[field]}")
     typer.echo(f"seconds: {found['seconds']:.1f}")
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a recipe whose run is in --runs.")],
+    arm: Annotated[str, typer.Argument(metavar="ARM", help="A trained arm, sft or sft-s0; or base.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")] = Path("runs"),
+) -> None:
+    """One arm as a transformers folder: LoRA merged, safetensors, processor, tokenizer, model card."""
+    from rbalign.cli.show import size
+    from rbalign.stages.export import export as write
+    from rbalign.stages.named import run_named
+
+    folder = write(run_named(run, runs), arm, out)
+    typer.echo(f"{folder}  ({size(sum(path.stat().st_size for path in folder.iterdir()))}; how to load it: README.md)")
 
 
 def inspect(

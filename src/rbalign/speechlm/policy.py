@@ -274,6 +274,12 @@ class SpeechPolicy(nn.Module):
         self._load_connector(connector if connector.is_file() else None)
         self.refresh()
 
+    def merge(self) -> None:
+        """Put LoRA into the language model's own weights, for good: text teacher and reference are gone with it."""
+        if self._peft:
+            self._peft.pop().merge_and_unload()
+            self._sampler = self._sampler_holds = None
+
     def _load_connector(self, path: Path | None) -> None:
         """The arm's audio adapter, or (None) the connector's own again."""
         from safetensors.torch import load_file

@@ -1,0 +1,183 @@
+"""`rba export RUN ARM OUT`: one arm as an ordinary transformers folder, LoRA merged, with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbalign.assets.catalog import default as catalog
+from rbalign.config.recipe import Recipe
+from rbalign.data.dataset import Dataset
+from rbalign.errors import DataError, RbaError, RunError, UsageError
+from rbalign.eval.metrics import METRICS
+from rbalign.rundir.files import atomic_write
+from rbalign.rundir.run import RunDir
+from rbalign.stages.named import BASE, arm_weights
+from rbalign.voices.bank import load_bank
+
+if TYPE_CHECKING:
+    from rbalign.speechlm.policy import SpeechPolicy
+
+CARD = """---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+---
+# {title}
+
+A speech LLM ({encoder} encoder, {adapter} adapter, {language_model}) that answers spoken requests in text.
+{history}
+
+```python
+import rbalign.speechlm  # tells transformers about the model type
+import soundfile
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained(".").eval(), AutoProcessor.from_pretrained(".")
+samples, rate = soundfile.read("question.wav", dtype="float32")  # mono, 16 kHz
+messages = {messages}
+text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+answer = model.generate(**processor(text=text, audio=samples), max_new_tokens=64)
+print(processor.decode(answer[0], skip_special_tokens=True))
+```
+
+Training data: {data}. Recipe: `recipe.toml`.
+{results}
+## Licences
+
+What it was made with; the weights follow the licences of the language model and the encoder.
+
+| part | name | licence |
+|---|---|---|
+{licences}
+"""
+
+
+def export(run: RunDir, arm: str, out: Path) -> Path:
+    """Write the arm, or `base`, to `out`, which must not exist or be empty; returns it.
+
+    Written aside and renamed: `out` is whole or not there.
+    """
+    from rbalign.speechlm.whole import save_whole, size_of
+    from rbalign.stages.policy import open_policy
+
+    weights = arm_weights(run, arm)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there and not empty", "give a folder that does not exist yet, or empty it")
+    if run.recipe.align is None and run.recipe.connect is None:
+        raise UsageError(f"run {run.recipe.name} has no speech LLM", "give a run that connects or aligns one")
+    policy = open_policy(run.recipe, run)
+    if weights is not None:
+        policy.load(weights)
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        _check_space(size_of(policy), out)
+        save_whole(policy, aside)
+        atomic_write(aside / "README.md", card(run, weights, policy))
+        shutil.copyfile(run.path("recipe.toml"), aside / "recipe.toml")
+        aside.replace(out)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}", "choose another place") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
+    """The model card: what it is, how to ask it, what it was made from, under which licences."""
+    arm = weights.parent.name if weights else BASE
+    system = [{"role": "system", "content": policy.system}] if policy.system is not None else []
+    parts = _parts(run)
+    named = {part: name for part, name, _ in parts}
+    return CARD.format(
+        title=f"{run.recipe.name}: {arm}",
+        encoder=named.get("speech encoder", "Whisper"),
+        adapter=policy.speech.config.adapter_type,
+        language_model=named["language model"],
+        history=_history(arm, weights),
+        messages=json.dumps([*system, {"role": "user", "content": policy.processor.audio_token}], ensure_ascii=False),
+        data=_data(run),
+        results=_results(run, arm),
+        licences="\n".join(f"| {part} | {name} | {licence} |" for part, name, licence in parts),
+    )
+
+
+def _history(arm: str, weights: Path | None) -> str:
+    if weights is None:
+        return "It is not aligned: the start of every arm of the run."
+    about = json.loads((weights / "arm.json").read_text(encoding="utf-8"))
+    return (
+        f"Arm `{arm}` of an rba run: objective {about['arm']}, {about['updates']} updates on {about['examples']} "
+        f"instructions in {about['views']} clips, seed {about['seed']}; LoRA merged into the weights."
+    )
+
+
+def _data(run: RunDir) -> str:
+    try:
+        return f"self-synthesised, content hash `{Dataset.open(run.path('data')).content_hash}`"
+    except DataError:
+        return "not in the run's folder any more"
+
+
+def _results(run: RunDir, arm: str) -> str:
+    """The arm's headline metrics beside base's, where the run was evaluated."""
+    try:
+        rows = json.loads(run.path("results.json").read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    name, _, seed = arm.rpartition("-s")
+    shown = [(BASE, None)] if arm == BASE else [(BASE, None), (name, int(seed))]
+    lines = [
+        f"| {subject} | {METRICS[row['metric']].label} | {row['value']:.3f} | "
+        f"{row['ci_low']:.3f} to {row['ci_high']:.3f} | {row['n']} |"
+        for subject, wanted in shown
+        for row in rows
+        if (row["arm"], row["seed"]) == (subject, wanted) and row["task"] in ("open", "qa")
+        if row["metric"] in METRICS and METRICS[row["metric"]].headline and row["value"] is not None
+    ]
+    head = "\n| arm | metric | value | 95 % interval | instructions |\n|---|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n" if lines else ""
+
+
+def _parts(run: RunDir) -> list[tuple[str, str, str]]:
+    """(part, name, licence) of all that the weights and the data were made with."""
+    recipe = run.recipe
+    backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
+    found = [("language model", backbone)]
+    if encoder := _encoder(recipe, run):
+        found.append(("speech encoder", encoder))
+    found.append(("text teacher", recipe.teacher.model))
+    try:
+        splits = Dataset.open(run.path("data")).manifest["splits"].values()
+        voices = sorted({voice for split in splits for voice in split["voices"]})
+        found += [("voices", engine) for engine in sorted({load_bank().voice(voice).engine for voice in voices})]
+    except RbaError:  # no data here any more, or a voice that this version does not know
+        pass
+    return [(part, *_licence(name)) for part, name in found]
+
+
+def _encoder(recipe: Recipe, run: RunDir) -> str | None:
+    """The encoder that the connector was made from; None where a connector does not say."""
+    from rbalign.stages.policy import connector_of
+
+    try:
+        made_by: dict[str, Any] = tomllib.loads((connector_of(recipe, run) / "recipe.toml").read_text("utf-8"))
+        return str(made_by["connect"]["encoder"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _licence(name: str) -> tuple[str, str]:
+    """The catalogue's title and licence; of a folder its last name, for its path is nobody's business."""
+    known = catalog().assets.get(name)
+    return (known.title.split(":")[0], known.licence) if known else (Path(name).name, "see where it came from")
+
+
+def _check_space(wanted: int, out: Path) -> None:
+    free = shutil.disk_usage(out.absolute().parent).free
+    if wanted > free:
+        raise RunError(f"{out} needs {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "free some, or move it")
