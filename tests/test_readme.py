@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from rbalign.cli.main import app
 from rbalign.config.load import load_recipe
+from rbalign.voices.bank import load_bank
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +34,19 @@ def test_recipes_parse(tmp_path):
         path = tmp_path / f"{number}.toml"
         path.write_text(text)
         assert load_recipe(path, ()).stages()
+
+
+def test_the_own_speech_llm_is_ten_lines_and_hears_with_its_own_connector(tmp_path):
+    (text,) = [text for text in blocks("toml") if "connect =" in text]
+    assert len(text.splitlines()) == 10
+    (tmp_path / "mine.toml").write_text(text)
+    recipe = load_recipe(tmp_path / "mine.toml")
+    assert recipe.stages() == ["synth", "connect", "align", "eval"]
+    assert recipe.connect.language_model == recipe.teacher.model  # one copy of the weights; test_export.py runs it
+    assert recipe.align.connector == "connect"
+    for split in ("train", "validation", "test"):
+        for rule in (rule for rule in recipe.synth.views if split in rule.splits):
+            assert len(load_bank().names(split, rule.voices)) >= rule.per_example
 
 
 def test_commands_exist_and_their_recipes_load():
