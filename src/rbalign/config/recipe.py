@@ -26,8 +26,9 @@ class Recipe(Section):
     """The run lives in RUNS/NAME."""
     description: str = ""
     """One line for `rba list recipes`."""
-    seed: int = 0
-    """Every random draw of the run comes from it, the arms' own seeds aside."""
+    seed: int = 1
+    """Every random draw of the run comes from it, the arms' own seeds aside. The shipped connector's sentences were
+    drawn with 0: most candidates of that seed are refused as heard (2 % pass instead of 11)."""
     teacher: TeacherConfig = TeacherConfig()
     """Who writes instructions and answers."""
     synth: SynthConfig | None = None
