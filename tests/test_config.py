@@ -163,7 +163,7 @@ def test_the_environment_is_not_a_source(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SEED", "7")
     monkeypatch.setenv("ALIGN__BETA", "9")
     recipe = load_recipe("smoke")
-    assert recipe.seed == 0
+    assert recipe.seed == 1
     assert recipe.align is not None
     assert recipe.align.beta == 0.1
 
