@@ -61,7 +61,7 @@ def test_stages_run_in_order_and_finished_ones_are_skipped(tmp_path: Path, fake:
     outcomes = go(tmp_path, said=said)
     assert fake.ran == ["synth", "align", "eval", "report"]
     assert said == ["synth: done", "align: done", "eval: done", "report: done"]
-    assert outcomes[1].outputs == {"hash": "align-0"}
+    assert outcomes[1].outputs == {"hash": "align-1"}
     fake.ran.clear()
     said.clear()
     go(tmp_path, said=said)
@@ -83,7 +83,7 @@ def test_an_interrupted_chain_goes_on_with_the_stage_that_was_interrupted(tmp_pa
     ("changes", "part"),
     [
         ({"align": {"beta": 0.2}}, "align.beta was 0.1 when align finished"),
-        ({"seed": 1}, "seed was 0 when synth finished"),
+        ({"seed": 2}, "seed was 1 when synth finished"),
         ({"teacher": {"model": "other"}}, "teacher.model was"),
         ({"synth": {"filters": {"min_words": 5}}}, "synth.filters.min_words was 4 when synth finished"),
     ],
