@@ -21,16 +21,17 @@ from rbalign.audio.io import read_audio, to_flac
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig
 from rbalign.data.dataset import Dataset
+from rbalign.data.shards import RATE
 from rbalign.eval.stats import Bootstrap
 from rbalign.keys import Key
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.run import RunDir
 from rbalign.stages.policy import open_policy
-from rbalign.synth.heldout import heldout_folder
+from rbalign.synth.heldout import SHIPPED, heldout_folder
 from rbalign.text.normalise import word_errors
+from rbalign.train.connect_plan import MAX_SECONDS
 from rbalign.types import View, ViewSpec
 
-RATE = 16_000
 SPLICE_SECONDS = (20.0, 29.0)
 FEWEST_WORDS = 5
 """Of a telephone prompt: shorter ones are single words without context, and their WER is noise."""
@@ -62,7 +63,7 @@ def transcripts(policy, views):
 
 def heldout(policy):
     """Every clip of the shipped set: overall, by voice."""
-    data = Dataset.open(heldout_folder("shipped"))
+    data = Dataset.open(heldout_folder(SHIPPED))
     said = {example.id: example.spoken for example in data.examples("test")}
     views = data.views("test")
     heard = transcripts(policy, views)
@@ -133,11 +134,10 @@ def main():
     spliced |= {"seconds": round(float(np.mean([view.seconds for view, _ in long])), 1)}
     out = {"heldout": found, "spliced": spliced | {"ratio": round(spliced["wer"] / found["wer"], 3)}, "people": {}}
     for name, recordings in people().items():
-        clips = [read_audio(path) for path, _ in recordings]
-        views = [as_view(f"{name}-{i}", clip) for i, clip in enumerate(clips) if len(clip) / RATE < 29.5]
-        kept = [i for i, clip in enumerate(clips) if len(clip) / RATE < 29.5]
-        texts = [recordings[i][1] for i in kept]
-        theirs = list(tiny.transcribe_many(clips[i] for i in kept))
+        heard = [(read_audio(path), text) for path, text in recordings]
+        clips, texts = zip(*[pair for pair in heard if len(pair[0]) / RATE < MAX_SECONDS], strict=True)
+        views = [as_view(f"{name}-{i}", clip) for i, clip in enumerate(clips)]
+        theirs = list(tiny.transcribe_many(clips))
         out["people"][name] = {"ours": rate(texts, transcripts(policy, views)), "whisper tiny.en": rate(texts, theirs)}
     text = json.dumps(out, indent=1) + "\n"
     sys.stdout.write(text)

@@ -1,6 +1,6 @@
 """Turn a finished held-out run into the set that ships: `rba synth recipes/heldout.toml && python dev/ship_heldout.py`.
 
-Clips become Ogg Opus: 1,200 of them in about 8 MB instead of 70. Ids get a prefix that no run's candidate has.
+Clips become Ogg Opus: 1,200 of them in 9.4 MB instead of 107. Ids get a prefix that no run's candidate has.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def main(run: Path) -> None:
     """Write src/rbalign/heldout anew from the dataset in `run`."""
     data = Dataset.open(run / "data")
     data.verify()
-    shutil.rmtree(SHIPPED_FOLDER, ignore_errors=True)
     meta = {
         name: data.manifest[name] for name in ("teacher", "recipe", "seed", "candidates", "dropped", "dropped_texts")
     }
     with ThreadPoolExecutor() as pool:  # libsndfile runs without Python's lock
         clips = list(pool.map(shipped, data.views(Split.TEST)))
+    shutil.rmtree(SHIPPED_FOLDER, ignore_errors=True)
     writer = DatasetWriter(SHIPPED_FOLDER, {**meta, "made_from": data.content_hash})
     writer.add_examples(replace(example, id=PREFIX + example.id) for example in data.examples(Split.TEST))
     writer.commit_views(Split.TEST, 0, clips)

@@ -131,9 +131,9 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
         except OSError as error:
             raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
     if recipe.connect is None:
-        from rbalign.speechlm.connector import connector_folder
+        from rbalign.speechlm.connector import SIGNATURES, connector_folder
 
-        path = connector_folder(recipe.align.connector if recipe.align else "default") / "signatures.bin"
+        path = connector_folder(recipe.align.connector if recipe.align else "default") / SIGNATURES
         if path.is_file():
             found.append(Signatures.load(path))
     return found

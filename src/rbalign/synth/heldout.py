@@ -5,11 +5,11 @@ Recipes that share them test on the same texts and voices, and a laptop saves ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rbalign.audio.io import read_audio, to_flac
-from rbalign.data.dataset import Dataset
+from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.data.shards import RATE
 from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, UsageError
@@ -23,7 +23,7 @@ SHIPPED_FOLDER = Path(__file__).parent.parent / "heldout"
 def heldout_folder(name: str) -> Path:
     """Where the set of `[synth] test_views` lies. UsageError if there is no finished dataset."""
     folder = SHIPPED_FOLDER if name == SHIPPED else Path(name)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         raise UsageError(
             f"test_views {name!r} is no finished dataset", f'use "{SHIPPED}", or a folder that `rba synth` finished'
         )
@@ -31,7 +31,7 @@ def heldout_folder(name: str) -> Path:
 
 
 def held_out(
-    name: str, count: int, teacher: str, seen: Iterable[Signatures], max_leakage: float
+    name: str, count: int, teacher: str, seen: Sequence[Signatures], max_leakage: float
 ) -> tuple[list[Example], list[View]]:
     """The first `count` test examples that resemble nothing in `seen`, and their views (audio still on disk).
 
@@ -44,8 +44,7 @@ def held_out(
             f"{data.manifest['teacher']!r} wrote the references of test_views {name!r}, the recipe has {teacher!r}",
             "leave test_views out: then the recipe's own teacher writes the test split",
         )
-    known = list(seen)
-    fresh = [e for e in data.examples(Split.TEST) if all(s.worst(e.instruction) < max_leakage for s in known)]
+    fresh = [e for e in data.examples(Split.TEST) if all(s.worst(e.instruction) < max_leakage for s in seen)]
     if len(fresh) < count:
         raise DataError(
             f"test_views {name!r} has {len(fresh)} test examples that neither connector nor leakage files have seen, "

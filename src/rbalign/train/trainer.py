@@ -286,7 +286,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             )
         row: dict[str, Any] = {"loss": loss, "weights": totals}
         row |= {f"{name}_loss": value for name, value in by_term.items()}
-        norms = self._term_norms(list(made), gradients, part)
+        norms = {next(iter(made)): norm} if len(made) == 1 else self._term_norms(gradients, part)
         row |= {f"gradient_norm_{name}": value for name, value in norms.items()}
         row |= self._means(values)
         return loss, row
@@ -309,10 +309,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, own, strict=True)]
         return filled if part is None else [a + b for a, b in zip(part, filled, strict=True)]
 
-    def _term_norms(self, names: list[str], gradients: list[Tensor], part: list[Tensor] | None) -> dict[str, float]:
+    def _term_norms(self, gradients: list[Tensor], part: list[Tensor] | None) -> dict[str, float]:
         """Norm of each term's own gradient, before clipping; empty at updates that did not measure it."""
-        if len(names) == 1:
-            return {names[0]: float(torch.nn.utils.get_total_norm(gradients))}
         if part is None:
             return {}
         pair = [self.accelerator.reduce(value, "sum") for value in part]
