@@ -70,6 +70,8 @@ class ViewPlan(Section):
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
     """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
+    of: Literal["written", "vocabulary"] = "written"
+    """Which examples: those that the teacher wrote, or the practice sentences that `vocabulary` makes of them."""
 
 
 class SynthConfig(Section):
@@ -89,6 +91,8 @@ class SynthConfig(Section):
     """False writes instructions only: enough for connecting, half the time."""
     sentences: bool = False
     """True also turns each sentence of each answer into an example (connecting wants many texts)."""
+    vocabulary: Annotated[int, Field(ge=0)] = 0
+    """Practice sentences beside `train`, in which the LLM's own words come one after the other, for connecting."""
     answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
     """The system prompt under which the teacher answers."""
     answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)

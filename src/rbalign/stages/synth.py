@@ -30,9 +30,11 @@ from rbalign.stages.base import Plan, PlanRow
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.heldout import as_flac, held_out, heldout_folder
 from rbalign.synth.speak import plan_views, planned, speak_shard
+from rbalign.synth.vocabulary import SOURCE, practice_examples, vocabulary_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import load_bank
+from rbalign.voices.phonemes import pronounced_words
 
 TOKENS_PER_SECOND = 140.0
 """SmolLM2-135M on one core in float32; every worker has one."""
@@ -56,8 +58,9 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     wanted = sum(size for _, size in quotas(config))
     bank = load_bank()
     views: Counter[str] = Counter()
-    for split, size in quotas(config):
-        probe = [Example(f"plan-{i}", split, "", "") for i in range(min(size, 200))]
+    made: list[tuple[Split, int, dict[str, Any]]] = [(split, size, {}) for split, size in quotas(config)]
+    for split, size, labels in [*made, (Split.TRAIN, config.vocabulary, {"source": SOURCE})]:
+        probe = [Example(f"plan-{i}", split, "", "", labels=labels) for i in range(min(size, 200))]
         for example in probe:
             for view in plan_views(example, config.views, bank, recipe.seed):
                 views[bank.voice(view.spec.voice).engine] += size / len(probe)  # type: ignore[assignment]
@@ -91,7 +94,8 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     seen = _leakage(recipe)
     ready, clips = _held_out(config, recipe, seen)
     acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)])
-    examples = [*ready, *_with_references(acceptance.examples, config, recipe, folder)]
+    practice = _practice(config, recipe, acceptance.examples)
+    examples = [*ready, *_with_references(acceptance.examples, config, recipe, folder), *practice]
     writer = DatasetWriter(
         folder,
         {
@@ -106,7 +110,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     writer.add_examples(examples)
     if clips and 0 not in writer.committed(Split.TEST):
         writer.commit_views(Split.TEST, 0, as_flac(clips))
-    unspoken = _speak(config, recipe, folder, writer, acceptance.examples)
+    unspoken = _speak(config, recipe, folder, writer, [*acceptance.examples, *practice])
     manifest = writer.finish()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
@@ -201,6 +205,15 @@ def _with_references(examples: Sequence[Example], config: SynthConfig, recipe: R
                     advance()
         texts = {row["id"]: row["text"] for row in journal.rows()}
     return [replace(example, reference=texts.get(example.id)) for example in examples]
+
+
+def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -> list[Example]:
+    """Sentences that go through the teacher's vocabulary, made of its train sentences."""
+    texts = [example.instruction for example in written if example.split == Split.TRAIN]
+    if not config.vocabulary or not texts:
+        return []
+    words = vocabulary_words(open_teacher(recipe.teacher).lm.tokenizer, pronounced_words())
+    return practice_examples(config.vocabulary, texts, words, recipe.seed)
 
 
 def _speak(

@@ -8,6 +8,7 @@ from rbalign.audio.io import to_flac
 from rbalign.config.sections import SynthConfig, ViewPlan
 from rbalign.data.shards import RATE
 from rbalign.keys import Key
+from rbalign.synth.vocabulary import SOURCE
 from rbalign.types import Example, Split, View, ViewSpec
 from rbalign.voices.bank import VoiceBank
 from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
@@ -19,7 +20,8 @@ def plan_views(example: Example, rules: Sequence[ViewPlan], bank: VoiceBank, see
     for number, rule in enumerate(rules):
         draw = Key(seed, f"views-{number}", example=example.id).generator()
         voices = rule_voices(rule, Split(example.split), bank)
-        if example.split not in rule.splits or draw.random() >= rule.fraction or not voices:
+        wanted = example.split in rule.splits and (rule.of == SOURCE) == (example.labels.get("source") == SOURCE)
+        if not wanted or draw.random() >= rule.fraction or not voices:
             continue
         for choice in draw.permutation(len(voices))[: rule.per_example]:
             speed = float(rule.speeds[draw.integers(len(rule.speeds))])

@@ -5,10 +5,13 @@ Numbers, dates, currencies and abbreviations are read by it too; unknown words b
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from rbalign import assets
@@ -34,6 +37,13 @@ def g2p(british: bool) -> Callable[[str], str]:
 
     reader: Callable[[str], str] = G2P(british=british)
     return reader
+
+
+@cache
+def pronounced_words() -> frozenset[str]:
+    """The 90,000 American English words, with their case, that the checked part of misaki's lexicon pronounces."""
+    path = Path(hibari_package().__file__ or "").parent / "assets" / "lexicon_us_gold.json.gz"
+    return frozenset(json.loads(gzip.decompress(path.read_bytes())))
 
 
 def phoneme_chunks(text: str, british: bool, limit: int) -> list[str]:

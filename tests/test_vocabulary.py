@@ -1,0 +1,84 @@
+"""Practice sentences: every word comes round, marks and capitals stay, and only their own rule speaks them."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from test_synth import RECIPE, FakeTeacher, fakes  # noqa: F401
+from tiny import tiny_tokenizer
+
+from rbalign.config.sections import ViewPlan
+from rbalign.data.dataset import Dataset
+from rbalign.errors import DataError
+from rbalign.rundir.run import RunDir
+from rbalign.stages import synth as stage
+from rbalign.synth.speak import plan_views
+from rbalign.synth.vocabulary import SOURCE, practice_examples, vocabulary_words
+from rbalign.types import Example
+from rbalign.voices.bank import load_bank
+
+WORDS = ["alpha", "beta", "gamma", "delta", "Malawi"]
+TEXTS = ["How do I paint, repair and clean it?", 'She said "maybe" to my old friend.']
+
+
+def test_words_are_single_tokens_that_a_voice_can_pronounce():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(DataError, match="lexicon"):
+        vocabulary_words(tokenizer, {"birds"})
+    found = vocabulary_words(tokenizer, {"please", "to", "birds", "plea"})
+    assert len(found) == 3
+    assert set(found) == {"please", "to", "plea"}
+    for word in found:
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1
+
+
+def test_every_word_comes_before_any_comes_again():
+    examples = practice_examples(40, TEXTS, WORDS, seed=3)
+    said = Counter(word.strip('",.?').lower() for e in examples for word in e.instruction.split())
+    counts = [said[word.lower()] for word in WORDS]
+    assert min(counts) > 10
+    assert max(counts) - min(counts) <= 1
+    assert examples == practice_examples(40, TEXTS, WORDS, seed=3)
+    assert examples != practice_examples(40, TEXTS, WORDS, seed=4)
+    assert practice_examples(10, TEXTS, WORDS, seed=3) == examples[:10], "more sentences keep the first"
+
+
+def test_marks_and_capitals_of_the_sentence_stay():
+    for example in practice_examples(40, TEXTS, WORDS, seed=3):
+        first, *_, last = example.instruction.split()
+        assert first[0].isupper()
+        assert last[-1] in "?."
+        assert example.instruction.count(",") in (0, 1)
+        assert example.answer is None
+        assert example.split == "train"
+
+
+@pytest.mark.parametrize("of", ["written", SOURCE])
+def test_a_rule_speaks_its_own_kind_alone(of):
+    rule = ViewPlan(voices="hibari", per_example=1, splits=("train",), of=of)
+    written = Example("a", "train", "Hello", "Hello")
+    (practice,) = practice_examples(1, TEXTS, WORDS, seed=0)
+    spoken = [e.id for e in (written, practice) if plan_views(e, (rule,), load_bank(), 0)]
+    assert spoken == [{"written": "a", SOURCE: practice.id}[of]]
+
+
+def test_the_stage_adds_them_and_the_written_ones_stay_as_they_were(tmp_path, fakes, monkeypatch):  # noqa: F811
+    teacher = FakeTeacher()
+    teacher.lm = SimpleNamespace(tokenizer=tiny_tokenizer())
+    monkeypatch.setattr(stage, "open_teacher", lambda config: teacher)
+    monkeypatch.setattr(stage, "pronounced_words", lambda: {"please", "to", "of"})
+    rules = (*RECIPE.synth.views, ViewPlan(of=SOURCE, voices="hibari", per_example=1, splits=("train",)))
+    practising = RECIPE.model_copy(update={"synth": RECIPE.synth.model_copy(update={"vocabulary": 6, "views": rules})})
+    with RunDir.open(tmp_path / "a", RECIPE) as run:
+        stage.run(RECIPE, run)
+        before = Dataset.open(run.path("data"))
+    with RunDir.open(tmp_path / "b", practising) as run:
+        rows = {row.what: row.count for row in stage.plan(practising, run).rows}
+        assert rows["speak views with hibari"] == 6
+        stage.run(practising, run)
+        after = Dataset.open(run.path("data"))
+    examples = after.examples("train")
+    assert [e.labels.get("source") for e in examples] == [None] * 10 + [SOURCE] * 6
+    assert examples[:10] == before.examples("train")
+    assert [v.id for v in after.views("train")][:40] == [v.id for v in before.views("train")]
+    assert len(after.views("train")) == 40 + 6
