@@ -1,4 +1,4 @@
-"""Write the results tables of README.md from results/*.json: no number there is typed by hand.
+"""Write the tables of README.md from results/*.json and the connector's quality.json: no number there is typed by hand.
 
 python dev/readme_table.py            # rewrite
 python dev/readme_table.py --check    # exit 1 if README.md is not what it would write
@@ -12,7 +12,7 @@ from rbalign.report.pivot import Results
 from rbalign.report.tables import main_table, verdict
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- results -->", "<!-- /results -->"
+SHIPPED = ROOT / "src" / "rbalign" / "speechlm" / "shipped"
 
 
 def cell(value: dict, headline: bool) -> str:
@@ -35,15 +35,48 @@ def section(name: str, results: dict) -> str:
     return "\n".join([note, "", *lines, "", *said])
 
 
+def hearing(counts: dict, quality: dict) -> str:
+    """What the shipped connector hears (benchmarks/hearing.py), beside the recogniser whose encoder it uses."""
+    said = (
+        f"The speech LLM that ships hears with a connector of {counts['parameters'] / 1e6:.0f} M parameters, trained "
+        f"by `rba run connect` on {counts['sentences']:,} self-written sentences ({counts['speech_hours']:.1f} h of "
+        "Kokoro's train voices and hibari). It has never heard these voices and people:"
+    )
+    tiny = "whisper tiny.en"
+    heldout, spliced = quality["heldout"], quality["spliced"]
+    rows = [
+        ("held-out sentences, every test voice", heldout, heldout[f"{tiny}, one voice each"]),
+        *((f"of these, {voice}", one, None) for voice, one in heldout["voices"].items()),
+        (f"spliced to {spliced['seconds']:.0f} s on average", spliced, None),
+        *((name, pair["ours"], pair[tiny]) for name, pair in quality["people"].items()),
+    ]
+    lines = ["| WER, % | clips | this connector | Whisper tiny.en |", "|---|---|---|---|"]
+    for name, ours, theirs in rows:
+        lines.append(f"| {name} | {ours['clips']} | {percent(ours)} | {percent(theirs) if theirs else ''} |")
+    return "\n".join([said, "", *lines])
+
+
+def percent(value: dict) -> str:
+    """`12.3 (11.0 to 13.9)`."""
+    return f"{value['wer']:.1f} ({value['ci'][0]:.1f} to {value['ci'][1]:.1f})"
+
+
+def between(text: str, mark: str, content: str) -> str:
+    """The text with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
+    before, rest = text.split(f"<!-- {mark} -->")
+    _, after = rest.split(f"<!-- /{mark} -->")
+    return f"{before}<!-- {mark} -->\n\n{content}\n\n<!-- /{mark} -->{after}"
+
+
 def main() -> None:
     """Rewrite README.md between the marks, or check that it is current."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
     files = sorted((ROOT / "results").glob("*.json"), key=lambda path: path.stem != "quickstart")
     tables = [section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files]
-    wanted = before + START + "\n\n" + "\n\n".join(tables) + ("\n\n" if tables else "") + END + after
+    wanted = between(text, "results", "\n\n".join(tables))
+    facts = [json.loads((SHIPPED / name).read_text(encoding="utf-8")) for name in ("counts.json", "quality.json")]
+    wanted = between(wanted, "hearing", hearing(*facts))
     if "--check" in sys.argv:
         sys.exit(wanted != text and "README.md is not current: python dev/readme_table.py")
     readme.write_text(wanted, encoding="utf-8")

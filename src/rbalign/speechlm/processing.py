@@ -21,8 +21,6 @@ class RbaSpeechProcessor(ProcessorMixin):  # type: ignore[misc]
     """Whisper's log-mel features without the 30 s padding, and a tokenizer that knows "<|audio|>"."""
 
     attributes = ("feature_extractor", "tokenizer")
-    feature_extractor_class = "WhisperFeatureExtractor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: Any, chat_template: Any = None) -> None:
         """Adds the placeholder token to `tokenizer` if it lacks it."""
