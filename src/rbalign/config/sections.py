@@ -128,6 +128,8 @@ class ConnectConfig(Section):
     """Encoder frames (50 a second) joined into one adapter frame: 4 gives 12.5 Hz."""
     train_encoder: bool = True
     """False keeps the encoder as it is."""
+    encoder_start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """The encoder joins after this share of all updates: a random adapter would make it unlearn; frozen costs half."""
     encoder_lr_scale: Fraction = 0.2
     """Learning rate of the encoder relative to the adapter's."""
     spec_augment: bool = True

@@ -77,7 +77,7 @@ def train_connector(
         raise DataError("no clip can be learned from", "check that the dataset has train and validation views")
     given = dict(config.args)
     epochs = int(given.pop("num_train_epochs", DEFAULT_EPOCHS))
-    batches, easy = _plan(heard, config, seed, epochs)
+    batches = _plan(heard, config, seed, epochs)
     adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))
@@ -90,8 +90,7 @@ def train_connector(
         trainer = ConnectTrainer(
             task,
             seed,
-            # A random adapter's gradients would unlearn what the encoder knows; frozen, it costs half, too.
-            frozen_updates=easy,
+            frozen_updates=round(config.encoder_start * len(batches)),
             args=args,
             train_dataset=Batches(heard, batches, target, config),
             eval_dataset=Batches(judged, tests, judge_target, config),
@@ -113,12 +112,12 @@ def train_connector(
     }
 
 
-def _plan(clips: Clips, config: ConnectConfig, seed: int, epochs: int) -> tuple[list[list[Item]], int]:
-    """The batches of all epochs, and how many of them are easy: of several epochs, the first is."""
+def _plan(clips: Clips, config: ConnectConfig, seed: int, epochs: int) -> list[list[Item]]:
+    """The batches of all epochs; of several, the first is easy."""
     keys = [Key(seed, "connect", update=epoch) for epoch in range(epochs)]
     easy = plan_easy(clips, keys.pop(0), config.seconds_per_batch) if epochs > 1 else []
     hard = [plan_epoch(clips, key, config.splice, config.augment, config.seconds_per_batch) for key in keys]
-    return [*easy, *(batch for plan in hard for batch in plan)], len(easy)
+    return [*easy, *(batch for plan in hard for batch in plan)]
 
 
 def fast_bfloat16() -> bool:
