@@ -137,7 +137,8 @@ class TestAugment:
 
 def config(**changes: object) -> ConnectConfig:
     args = {"num_train_epochs": 6, "learning_rate": 5e-3, "eval_steps": 4, "dataloader_num_workers": 0, "bf16": False}
-    fields = {"splice": 0.2, "seconds_per_batch": 10.0, "augment": False, "encoder_lr_scale": 0.5, "args": args}
+    fields = {"splice": 0.2, "seconds_per_batch": 10.0, "augment": False, "encoder_lr_scale": 0.5}
+    fields |= {"encoder_start": 0.0, "args": args}
     return ConnectConfig(**{**fields, **changes})
 
 
@@ -157,6 +158,12 @@ class TestTraining:
         assert summary["eval_wer"] == min(row["eval_wer"] for row in judged) < 0.5
         assert {"eval_wer_written", "step"} <= set(judged[0])
         assert summary["train_clips"] == 16
+
+    def test_the_encoder_joins_after_its_share_of_the_updates(self, tmp_path: Path) -> None:
+        before = tiny_speech_model().encoder.layers[0].fc1.weight.half().float()
+        for share, learns in ((1.0, False), (0.0, True)):
+            _, after = train(tmp_path / str(share), encoder_start=share)
+            assert torch.equal(after["encoder.layers.0.fc1.weight"].float(), before) is not learns
 
     def test_killed_and_resumed_equals_uninterrupted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _, whole = train(tmp_path / "whole")
