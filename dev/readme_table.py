@@ -37,10 +37,12 @@ def section(name: str, results: dict) -> str:
 
 def hearing(counts: dict, quality: dict) -> str:
     """What the shipped connector hears (benchmarks/hearing.py), beside the recogniser whose encoder it uses."""
+    practice = counts["practice_sentences"]
+    more = f" and {practice:,} more that go round the LLM's vocabulary" if practice else ""
     said = (
         f"The speech LLM that ships hears with a connector of {counts['parameters'] / 1e6:.0f} M parameters, trained "
-        f"by `rba run connect` on {counts['sentences']:,} self-written sentences ({counts['speech_hours']:.1f} h of "
-        "Kokoro's train voices and hibari). It has never heard these voices and people:"
+        f"by `rba run connect` on {counts['sentences'] - practice:,} self-written sentences{more} "
+        f"({counts['speech_hours']:.0f} h of hibari and Kokoro's train voices). It has never heard these:"
     )
     tiny = "whisper tiny.en"
     heldout, spliced = quality["heldout"], quality["spliced"]

@@ -53,13 +53,13 @@ def test_marks_and_capitals_of_the_sentence_stay():
         assert example.split == "train"
 
 
-@pytest.mark.parametrize("of", ["written", SOURCE])
+@pytest.mark.parametrize("of", ["all", "written", SOURCE])
 def test_a_rule_speaks_its_own_kind_alone(of):
     rule = ViewPlan(voices="hibari", per_example=1, splits=("train",), of=of)
     written = Example("a", "train", "Hello", "Hello")
     (practice,) = practice_examples(1, TEXTS, WORDS, seed=0)
     spoken = [e.id for e in (written, practice) if plan_views(e, (rule,), load_bank(), 0)]
-    assert spoken == [{"written": "a", SOURCE: practice.id}[of]]
+    assert spoken == {"all": ["a", practice.id], "written": ["a"], SOURCE: [practice.id]}[of]
 
 
 def test_the_stage_adds_them_and_the_written_ones_stay_as_they_were(tmp_path, fakes, monkeypatch):  # noqa: F811
@@ -67,7 +67,11 @@ def test_the_stage_adds_them_and_the_written_ones_stay_as_they_were(tmp_path, fa
     teacher.lm = SimpleNamespace(tokenizer=tiny_tokenizer())
     monkeypatch.setattr(stage, "open_teacher", lambda config: teacher)
     monkeypatch.setattr(stage, "pronounced_words", lambda: {"please", "to", "of"})
-    rules = (*RECIPE.synth.views, ViewPlan(of=SOURCE, voices="hibari", per_example=1, splits=("train",)))
+    (rule,) = RECIPE.synth.views
+    rules = (
+        rule.model_copy(update={"of": "written"}),
+        ViewPlan(of=SOURCE, voices="hibari", per_example=1, splits=("train",)),
+    )
     practising = RECIPE.model_copy(update={"synth": RECIPE.synth.model_copy(update={"vocabulary": 6, "views": rules})})
     with RunDir.open(tmp_path / "a", RECIPE) as run:
         stage.run(RECIPE, run)

@@ -70,8 +70,8 @@ class ViewPlan(Section):
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
     """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
-    of: Literal["written", "vocabulary"] = "written"
-    """Which examples: those that the teacher wrote, or the practice sentences that `vocabulary` makes of them."""
+    of: Literal["all", "written", "vocabulary"] = "all"
+    """Which examples: those that the teacher wrote, the practice sentences that `vocabulary` makes of them, or both."""
 
 
 class SynthConfig(Section):

@@ -21,6 +21,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import atomic_write, sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
+from rbalign.synth.vocabulary import SOURCE
 from rbalign.types import Split
 from rbalign.voices.bank import load_bank
 
@@ -82,6 +83,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         "dataset": data.content_hash,
         "language_model": lm.digest,
         "sentences": len(set(train.texts)),
+        "practice_sentences": sum(e.labels.get("source") == SOURCE for e in data.examples(Split.TRAIN)),
         "voices": sorted(set(train.voices)),
         "speech_hours": round(float(train.seconds.sum()) / 3600, 2),
         "ctc_tokens": len(tokens or ()),

@@ -20,7 +20,8 @@ def plan_views(example: Example, rules: Sequence[ViewPlan], bank: VoiceBank, see
     for number, rule in enumerate(rules):
         draw = Key(seed, f"views-{number}", example=example.id).generator()
         voices = rule_voices(rule, Split(example.split), bank)
-        wanted = example.split in rule.splits and (rule.of == SOURCE) == (example.labels.get("source") == SOURCE)
+        kind = SOURCE if example.labels.get("source") == SOURCE else "written"
+        wanted = example.split in rule.splits and rule.of in ("all", kind)
         if not wanted or draw.random() >= rule.fraction or not voices:
             continue
         for choice in draw.permutation(len(voices))[: rule.per_example]:
