@@ -23,7 +23,7 @@ from rbalign.types import Example, View
 MANIFEST = "manifest.json"
 FORMAT = 1
 VIEWS_PER_SHARD = 250
-"""About 60 MB: small enough to lose in a crash, large enough to keep a million clips in a thousand files."""
+"""About 16 MB and, with Kokoro, six minutes: few enough to lose in a crash; a million clips are four thousand files."""
 
 _SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<number>\d{5})\.parquet")
 
