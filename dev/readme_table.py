@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rbalign.report.pivot import Results
-from rbalign.report.tables import main_table, verdict
+from rbalign.report.tables import main_table, training_table, verdict
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "src" / "rbalign" / "speechlm" / "shipped"
@@ -32,6 +32,9 @@ def section(name: str, results: dict) -> str:
         lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
     note = f"`rba run {name}` (results/{name}.json). 95 % intervals over instructions; * = the arm's loss optimises it."
     said = [f"- {line['text']}" for line in verdict(asked)]
+    spent = [f"{row['arm']} {row['operations']} ({row['updates']})" for row in training_table(asked)]
+    if spent:
+        said.append(f"- Training, 10^12 operations of the language model (updates): {', '.join(spent)}.")
     return "\n".join([note, "", *lines, "", *said])
 
 

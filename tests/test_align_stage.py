@@ -164,3 +164,23 @@ def test_kd_needs_the_backbone_as_its_teacher(tmp_path, opened):
     )
     with RunDir.open(tmp_path, other) as run, pytest.raises(UsageError, match="kd reads"):
         align.run(other, run)
+
+
+def test_a_matched_arm_spends_what_the_rba_arm_spent(tmp_path, opened):
+    with RunDir.open(tmp_path, recipe(arms=["sft-matched", "sft", "rba-single"])) as run:
+        write_data(run.path("data"))
+        assert "updates of sft-matched" in {row.what for row in align.plan(run.recipe, run).rows}
+        outputs = align.run(run.recipe, run)
+        assert outputs["sft-matched-s0"] != outputs["sft-s0"]
+        plain, rival, matched = (align.cost(run, arm, 0) for arm in ("sft", "rba-single", "sft-matched"))
+        assert matched["updates"] > plain["updates"] == rival["updates"] == 2
+        one = plain["operations"] / plain["updates"]
+        assert abs(matched["operations"] - rival["operations"]) <= 2 * one
+        rows = list(read_rows(run.path("arms", "sft-matched-s0", "metrics.jsonl")))
+        assert rows[-1]["update"] == matched["updates"]
+        assert json.loads((align.arm_folder(run, "sft-matched", 0) / "arm.json").read_text())["arm"] == "sft-matched"
+
+
+def test_a_matched_arm_needs_what_it_matches():
+    with pytest.raises(ValueError, match="sft-matched needs sft and an rba arm beside it"):
+        recipe(arms=["sft", "sft-matched"])

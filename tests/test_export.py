@@ -81,6 +81,7 @@ def assert_same_model(folder, policy, views, tokens=8):
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
     assert isinstance(model, RbaSpeechForConditionalGeneration)
     assert not [name for name in model.state_dict() if "lora" in name]
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "README.md").stat().st_mode
     texts, ids, logprobs = answers(policy, views, tokens)
     system = [] if policy.system is None else [{"role": "system", "content": policy.system}]
     messages = [*system, {"role": "user", "content": AUDIO_TOKEN}]

@@ -6,8 +6,7 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,6 @@ def build(kind: str, raw: Path, folder: Path) -> None:
     if kind not in BUILDERS:
         raise AssetError(f"no builder {kind!r}; there are: {', '.join(BUILDERS)}")
     BUILDERS[kind](raw, folder)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars: a conversion takes seconds and the caller has said what is done."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _copy(raw: Path, folder: Path) -> None:
@@ -48,17 +33,15 @@ def _gguf_to_hf(raw: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
-        loaded = AutoModelForCausalLM.from_pretrained(raw, gguf_file="model.gguf", dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file="model.gguf")
+    loaded = AutoModelForCausalLM.from_pretrained(raw, gguf_file="model.gguf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(raw, gguf_file="model.gguf")
     config = type(loaded.config).from_dict(
         {name: value for name, value in loaded.config.to_dict().items() if name != "quantization_config"}
     )
     config.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    with _quiet():
-        model.save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -74,8 +57,7 @@ def _openai_whisper_to_hf(raw: Path, folder: Path) -> None:
     state = {f"model.{whisper_key(name)}": value.float() for name, value in checkpoint["model_state_dict"].items()}
     state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     model.load_state_dict(state)
-    with _quiet():
-        model.save_pretrained(folder)
+    model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
 
 

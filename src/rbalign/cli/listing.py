@@ -58,6 +58,8 @@ def objectives() -> None:
         "kd": "KL from the teacher on text to the student on speech, on the teacher's answer",
         "rba-single": "the teacher's answer preferred over the model's own sample, for every voice",
         "rba-group": "the best of the samples over all voices preferred over the worst, by a scorer",
+        "sft-matched": "sft for as many updates as spend the operations of the run's RBA arm",
+        "kd-matched": "kd likewise",
     }
     (arms, _) = get_args(AlignConfig.model_fields["arms"].annotation)
     table("objectives", ("name", "what"), [[arm, what[arm]] for arm in get_args(arms)])

@@ -15,6 +15,8 @@ from rbalign import __version__
 from rbalign.cli import assets, listing, pipeline, scoring, tools
 from rbalign.errors import RbaError
 
+# The stages show what takes long; a model's 0.2 s of loading needs no bar of its own. Workers inherit this.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Ctrl-C, as every shell counts it: 128 + SIGINT.
 STOPPED = 130
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+MATCHED = "-matched"
+"""Ends the name of an arm that trains until its counted operations equal those of the run's RBA arm."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -144,13 +147,20 @@ class ConnectConfig(Section):
     """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
 
 
+def objective(arm: str) -> str:
+    """What an arm trains by: `sft-matched` by `sft`."""
+    return arm.removesuffix(MATCHED)
+
+
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
 
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
-    arms: tuple[Literal["sft", "kd", "rba-single", "rba-group"], ...] = ("sft", "rba-single")
-    """Objectives to train, each from the same start."""
+    arms: tuple[Literal["sft", "kd", "rba-single", "rba-group", "sft-matched", "kd-matched"], ...] = (
+        "sft", "rba-single",
+    )  # fmt: skip
+    """Objectives to train, each from the same start; "-matched" trains on to the compute of the run's RBA arm."""
     seeds: tuple[int, ...] = (0,)
     """Each arm is trained once for each."""
     updates: Annotated[int, Field(ge=0)] = 20
@@ -191,6 +201,15 @@ class AlignConfig(Section):
     """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
     save_every: Positive = 10
     """Updates between checkpoints; a resume starts from the last."""
+
+    @field_validator("arms")
+    @classmethod
+    def _has_rivals(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        rivals = {"rba-single", "rba-group"}.intersection(arms)
+        for arm in arms:
+            if arm.endswith(MATCHED) and not (rivals and objective(arm) in arms):
+                raise ValueError(f"{arm} needs {objective(arm)} and an rba arm beside it, whose operations it matches")
+        return arms
 
     @field_validator("lora", "args")
     @classmethod

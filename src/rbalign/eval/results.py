@@ -17,6 +17,8 @@ from rbalign.keys import Key
 
 SCHEMA = 1
 TEXT, BASE = "text", "base"
+DISTILLED = ("sft", "kd", "sft-matched", "kd-matched")
+"""The supervised baselines: at the data of the RBA arms, and at their compute."""
 SIDES = {"open-text": "open", "qa-text": "qa", "open-wrong-audio": "open", "qa-wrong-audio": "qa"}
 """Tasks that show an arm under another input, and the task that they stand beside."""
 
@@ -251,7 +253,9 @@ def compare_all(evidence: Evidence, boots: Mapping[str, Bootstrap]) -> list[dict
 
 def rivals(arm: str) -> tuple[str, ...]:
     """Whom an arm is compared with. kd - sft says all that sft - kd would, which would inflate the adjustment."""
-    return (BASE,) if arm == "sft" else (BASE, "sft") if arm == "kd" else (BASE, "sft", "kd")
+    if arm in DISTILLED:
+        return (BASE, "sft") if arm == "kd" else (BASE,)
+    return (BASE, *DISTILLED)
 
 
 def _pairs(

@@ -29,9 +29,7 @@ def load_lm(path: Path | str, *, name: str | None = None) -> LM:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # 0.2 s of loading needs no bar between rba's own
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise UsageError(f"no model in {folder}: config.json is missing", "give a folder that save_pretrained wrote")

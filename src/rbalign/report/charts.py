@@ -15,6 +15,8 @@ COLOURS = {
     "base": "#8a8f98",
     "sft": "#e69f00",
     "kd": "#56b4e9",
+    "sft-matched": "#b37400",
+    "kd-matched": "#1f78b4",
     "rba-single": "#009e73",
     "rba-group": "#d55e00",
     "text": "#cc79a7",

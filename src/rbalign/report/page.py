@@ -87,6 +87,7 @@ def render(run: Path, results: Results, items: list[dict[str, Any]], chunks: int
             "figure": Markup(steady) if steady else None,
         },
         "voices": tables.voice_tables(results),
+        "training": tables.training_table(results),
         "sample_count": len(items),
         "sample_tasks": sorted({item["task"] for item in items}),
         "sample_arms": sorted({arm for item in items for arm in item["gains"]}),
@@ -107,7 +108,7 @@ def _optional(context: dict[str, Any]) -> dict[str, bool]:
         "gap": bool(context["gaps"]["lines"] or context["ladders"]),
         "consistency": bool(context["consistency"]["lines"]),
         "voices": bool(context["voices"]),
-        "training": bool(context["curves"]),
+        "training": bool(context["curves"] or context["training"]),
         "samples": bool(context["sample_count"]),
     }
 

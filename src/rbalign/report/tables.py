@@ -182,6 +182,20 @@ def family_size(results: Results) -> int:
     return sum(bool(row["headline"]) for row in results.comparisons)
 
 
+def training_table(results: Results) -> list[dict[str, str]]:
+    """What each arm's training took, one line an arm and seed."""
+    return [
+        {
+            "arm": row["arm"],
+            "seed": str(row["seed"]),
+            "updates": str(row["updates"]),
+            "operations": f"{row['operations'] / 1e12:.1f}",
+            "minutes": f"{row['seconds'] / 60:.1f}",
+        }
+        for row in results.value.get("training", ())
+    ]
+
+
 def curve_names(logs: Sequence[Sequence[Row]]) -> list[str]:
     """Training quantities worth a figure: the known ones that any log has."""
     known = (

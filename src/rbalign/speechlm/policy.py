@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -305,7 +306,9 @@ class SpeechPolicy(nn.Module):
                 f"LoRA started by {config.init_lora_weights!r}, use_dora={config.use_dora} does not start at zero",
                 "leave both at their defaults: LoRA off must be the reference and the teacher",
             )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for a property by its old name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             self._peft.append(get_peft_model(self.lm, config).eval())
         self._start_lora(seed)
         self._sizes = _Sizes.of(self.lm)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,13 @@ def size_of(policy: SpeechPolicy) -> int:
     return sum(value.numel() * value.element_size() for value in policy.speech.parameters())
 
 
+def _umask() -> int:
+    """The process's own; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def save_whole(policy: SpeechPolicy, folder: Path) -> None:
     """Merge the policy's LoRA for good and write the folder. `generate` stops there where the policy's samples stop."""
     policy.merge()
@@ -25,4 +33,6 @@ def save_whole(policy: SpeechPolicy, folder: Path) -> None:
     pad = tokenizer.pad_token_id
     speech.generation_config.pad_token_id = policy.end_ids[0] if pad is None else pad
     speech.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~_umask())  # safetensors makes them readable for their owner alone
     policy.processor.save_pretrained(folder)

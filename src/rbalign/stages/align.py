@@ -8,17 +8,19 @@ arms/ARM-sSEED/final/                         LoRA in peft's format, the audio a
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import AlignConfig
+from rbalign.config.sections import MATCHED, AlignConfig, objective
 from rbalign.data.dataset import Dataset
 from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.rundir.files import atomic_write, sha256_file, stable_hash
+from rbalign.rundir.journal import read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 SECONDS_PER_VIEW = {"sft": 0.25, "kd": 0.4, "rba-single": 0.75, "rba-group": 0.75}
 """Wall seconds of one view of one update on two cores, answers of 32 tokens, embedded models; see dev/LOG.md."""
 TOKENS_MEASURED = 32
+OPERATIONS = {"sft": 1.0, "kd": 1.3, "rba-single": 2.23, "rba-group": 2.23}
+"""Operations of an update, sft's taken as 1, measured likewise: they plan a matched arm before the others are there."""
 BYTES_PER_ARM = 120_000_000
 """Two checkpoints and the final weights: LoRA of rank 16 with two moments is 40 MB."""
 
@@ -53,9 +57,11 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     for arm in config.arms:
         seeds = [seed for seed in config.seeds if run.outputs(f"align/{arm}-s{seed}") is None]
         if seeds:
-            updates = sum(config.updates - _updates_done(run.path("arms", f"{arm}-s{seed}")) for seed in seeds)
+            own = objective(arm)
+            wanted = round(config.updates * (OPERATIONS["rba-single"] / OPERATIONS[own] if arm != own else 1))
+            updates = sum(wanted - _updates_done(run.path("arms", f"{arm}-s{seed}")) for seed in seeds)
             samples = config.samples_per_view if arm.startswith("rba-") else 1
-            seconds = updates * config.examples_per_update * views * SECONDS_PER_VIEW[arm] * length * (1 + samples) / 2
+            seconds = updates * config.examples_per_update * views * SECONDS_PER_VIEW[own] * length * (1 + samples) / 2
             rows.append(PlanRow(f"updates of {arm}", updates, seconds, BYTES_PER_ARM * len(seeds)))
     return Plan(tuple(rows))
 
@@ -79,12 +85,13 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     outside = {"data": data.content_hash, "connector": _connector_hash(recipe, run)}
     outputs: dict[str, str] = {}
     stage: _Arms | None = None
-    for arm in config.arms:
+    for arm in sorted(config.arms, key=lambda arm: arm.endswith(MATCHED)):
         for seed in config.seeds:
-            handle = run.stage(f"align/{arm}-s{seed}", _arm_settings(recipe, arm, seed), outside)
+            updates = _updates(config, run, arm, seed)
+            handle = run.stage(f"align/{arm}-s{seed}", _arm_settings(recipe, arm, seed, updates), outside)
             if not handle.done:
                 stage = stage or _Arms(recipe, run, data)
-                handle.finish({"arm": stage.train(arm, seed)})
+                handle.finish({"arm": stage.train(arm, seed, updates)})
             outputs[f"{arm}-s{seed}"] = (run.outputs(f"align/{arm}-s{seed}") or {})["arm"]
     return outputs
 
@@ -110,18 +117,18 @@ class _Arms:
                 )
         self._scorer: Scorer | None = None
 
-    def train(self, arm: str, seed: int) -> str:
+    def train(self, arm: str, seed: int, updates: int) -> str:
         """Train one arm with one seed to its end; the hash of its weights."""
         from rbalign.train.trainer import AlignTrainer
 
         folder = self.run.path("arms", f"{arm}-s{seed}")
         arm_seed = Key(self.recipe.seed, "arm", sample=seed).digest() % 2**31
         self.policy.restart(arm_seed)
-        with progress(self.config.updates, f"align {arm} seed {seed}", _updates_done(folder), "updates") as advance:
+        with progress(updates, f"align {arm} seed {seed}", _updates_done(folder), "updates") as advance:
             trainer = AlignTrainer(
                 self.policy,
-                arm,
-                self.config,
+                objective(arm),
+                self.config.model_copy(update={"updates": updates}),
                 self.items,
                 folder,
                 seed=arm_seed,
@@ -129,11 +136,11 @@ class _Arms:
                 validation=self.validation,
                 advance=advance,
             )
-            if self.config.updates:
+            if updates:
                 trainer.fit()
         final = arm_folder(self.run, arm, seed)
         self.policy.save(final)
-        about = {"arm": arm, "seed": seed, "updates": self.config.updates, "examples": len(self.items)}
+        about = {"arm": arm, "seed": seed, "updates": updates, "examples": len(self.items)}
         about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
         atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")
@@ -173,6 +180,29 @@ def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> t
     return items, dict(left_out)
 
 
+def cost(run: RunDir, arm: str, seed: int) -> dict[str, Any]:
+    """What training an arm took: updates, counted operations of the language model's matrix products, wall seconds."""
+    rows = list(read_rows(run.path("arms", f"{arm}-s{seed}", "metrics.jsonl")))
+    return {
+        "arm": arm,
+        "seed": seed,
+        "updates": len(rows),
+        "operations": sum(row["operations"] for row in rows),
+        "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 1),
+    }
+
+
+def _updates(config: AlignConfig, run: RunDir, arm: str, seed: int) -> int:
+    """Updates of an arm: the recipe's, or for a matched one as many as spend what the run's RBA arm has spent."""
+    own = objective(arm)
+    if arm == own or not config.updates:
+        return config.updates
+    plain = cost(run, own, seed)
+    rival = cost(run, "rba-single" if "rba-single" in config.arms else "rba-group", seed)
+    ratio: float = rival["operations"] / plain["operations"]
+    return math.ceil(ratio * config.updates)
+
+
 def _updates_done(folder: Path) -> int:
     """Updates that an arm's newest complete checkpoint holds."""
     from rbalign.train.resume import last_checkpoint
@@ -187,10 +217,11 @@ def _config(recipe: Recipe) -> AlignConfig:
     return recipe.align
 
 
-def _arm_settings(recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:
+def _arm_settings(recipe: Recipe, arm: str, seed: int, updates: int) -> dict[str, Any]:
     """What one arm depends on: all of [align] but the lists of arms and seeds."""
     whole = settings(recipe, "align")
     section = {name: value for name, value in whole["align"].items() if name not in ("arms", "seeds")}
+    section["updates"] = updates
     return {**whole, "align": section, "arm": arm, "arm_seed": seed}
 
 

@@ -53,8 +53,6 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
-    from transformers.utils import logging as transformers_logging
-
     from rbalign.lm.load import load_lm
     from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, new_model
     from rbalign.train.connect import train_connector
@@ -67,7 +65,6 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     lm = load_lm(model_folder(config.language_model), name=config.language_model)
     tokens = choose_tokens(lm.tokenizer, train.texts) if config.adapter == "ctc" else None
     shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
-    transformers_logging.disable_progress_bar()
     model = new_model(
         model_folder(config.encoder),
         lm.model,

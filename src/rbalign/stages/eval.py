@@ -30,7 +30,7 @@ from rbalign.scorers import Scorer
 from rbalign.scorers import build as build_scorer
 from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
-from rbalign.stages.align import arm_folder
+from rbalign.stages.align import arm_folder, cost
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.types import Example, Split
 
@@ -110,6 +110,8 @@ class Evaluation:
         """Score what has no score yet and write results.json."""
         self.score()
         results = build(self.evidence(), resamples=self.config.bootstrap, seed=self.recipe.seed)
+        align = self.recipe.align
+        results["training"] = [cost(self.run, arm, seed) for arm in align.arms for seed in align.seeds] if align else []
         return write_results(self.run, results, self.notes)
 
     def everything(self) -> list[Work]:
