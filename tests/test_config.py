@@ -112,7 +112,7 @@ def test_the_last_of_equal_overrides_wins() -> None:
         (["--align.beta", "nan"], ["--align.beta", "allowed: greater than 0"]),
         (["--seed", "1.5"], ["--seed = 1.5", "allowed: a valid integer"]),
         (["--seed", "true"], ["--seed = true", "allowed: a valid integer"]),
-        (["--align.arms", "kdd"], ['align.arms[0] = "kdd"', "'rba-group'", "did you mean 'kd'?"]),
+        (["--align.arms", "kdd"], ["'kdd'", "rba-group", "did you mean 'kd'?"]),
         (["--align.beta.x", "2"], ["align.beta is a value", "write --align.beta VALUE"]),
         (["--align", "2"], ["align is a table", "--align.KEY VALUE"]),
         (["--align.beta"], ["--align.beta has no value"]),

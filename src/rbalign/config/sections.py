@@ -6,12 +6,13 @@ GenerationConfig verbatim; the libraries themselves check those values when the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-MATCHED = "-matched"
-"""Ends the name of an arm that trains until its counted operations equal those of the run's RBA arm."""
+from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
+from rbalign.errors import unknown
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -147,9 +148,21 @@ class ConnectConfig(Section):
     """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
 
 
-def objective(arm: str) -> str:
-    """What an arm trains by: `sft-matched` by `sft`."""
-    return arm.removesuffix(MATCHED)
+class GrpoConfig(Section):
+    """The coefficients that make GRPO, Dr.GRPO or DAPO of one term."""
+
+    advantage: Literal["std", "none"] = "std"
+    """Divide the centred scores of an instruction by their standard deviation, or (Dr.GRPO) do not."""
+    clip_low: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Lower bound of the probability ratio is 1 - clip_low; it binds where samples are stale."""
+    clip_high: Annotated[float, Field(gt=0.0)] = 0.2
+    """Upper bound is 1 + clip_high (DAPO: 0.28)."""
+    kl: Annotated[float, Field(ge=0.0)] = 0.02
+    """Weight of the divergence from the reference policy; 0 drops it, which is known to collapse on long runs."""
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """k2 has the gradient of KL(policy || reference), the published k3 that of KL(reference || policy)."""
+    reduction: Literal["token_mean", "sample_mean", "constant"] = "token_mean"
+    """Over all tokens (DAPO), over each sample's tokens and then samples (GRPO), or sums over the cap (Dr.GRPO)."""
 
 
 class AlignConfig(Section):
@@ -157,10 +170,13 @@ class AlignConfig(Section):
 
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
-    arms: tuple[Literal["sft", "kd", "rba-single", "rba-group", "sft-matched", "kd-matched"], ...] = (
-        "sft", "rba-single",
-    )  # fmt: skip
-    """Objectives to train, each from the same start; "-matched" trains on to the compute of the run's RBA arm."""
+    arms: tuple[str, ...] = ("sft", "rba-single")
+    """What to train, each from the same start: names of `rba list objectives` and of `mixtures`; sft-matched and
+    kd-matched train on to the compute of the run's RBA arm."""
+    mixtures: dict[str, dict[str, Annotated[float, Field(ge=0.0)]]] = {}
+    """Arms of your own: NAME = {TERM = WEIGHT}, for instance {single = 1.0, opd = 0.2}."""
+    grpo: GrpoConfig = GrpoConfig()
+    """Coefficients of the term grpo."""
     seeds: tuple[int, ...] = (0,)
     """Each arm is trained once for each."""
     updates: Annotated[int, Field(ge=0)] = 20
@@ -181,6 +197,8 @@ class AlignConfig(Section):
     """"fixed" is the policy at the start; "refresh:K" copies the policy every K updates; "none" drops it."""
     sample_refresh: Literal["step", "epoch"] = "step"
     """Draw the policy's samples at every update, or once an epoch."""
+    min_score_gap: Annotated[float, Field(ge=0.0)] = 0.0
+    """RBA-Group: best and worst samples whose scores lie closer make no pair; ties never do."""
     conditioning: Literal["own", "cross"] = "own"
     """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
     samples_per_view: Positive = 1
@@ -202,14 +220,34 @@ class AlignConfig(Section):
     save_every: Positive = 10
     """Updates between checkpoints; a resume starts from the last."""
 
-    @field_validator("arms")
+    @field_validator("mixtures")
     @classmethod
-    def _has_rivals(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        rivals = {"rba-single", "rba-group"}.intersection(arms)
-        for arm in arms:
-            if arm.endswith(MATCHED) and not (rivals and objective(arm) in arms):
+    def _known_terms(cls, given: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, terms in given.items():
+            if name in ARMS or not re.fullmatch(r"[a-z0-9][a-z0-9+.]*(-[a-z0-9+.]+)*", name) or name.endswith(MATCHED):
+                raise ValueError(f"{name!r} is no name for a mixture: small letters, digits, + . and single dashes")
+            for term in terms:
+                if term not in TERMS:
+                    raise ValueError(f"mixture {name} has no term {term!r}; there are: {', '.join(TERMS)}")
+            if not any(terms.values()):
+                raise ValueError(f"mixture {name} needs a term with a weight above 0")
+        return given
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> Self:
+        rivals = {"rba-single", "rba-group"}.intersection(self.arms)
+        for arm in self.arms:
+            if arm not in (known := [*ARMS, *MATCHING, *self.mixtures]):
+                raise unknown("[align] arm", arm, known, "or a name of your own in [align.mixtures]")
+            if arm.endswith(MATCHED) and not (rivals and objective(arm) in self.arms):
                 raise ValueError(f"{arm} needs {objective(arm)} and an rba arm beside it, whose operations it matches")
-        return arms
+        return self
+
+    def mixture(self, arm: str) -> dict[str, float]:
+        """The terms of an arm with their weights; a weight of 0 is no term."""
+        chosen = self.mixtures.get(arm) or ARMS[objective(arm)]
+        weighed = {term: self.ce_weight if weight is None else weight for term, weight in chosen.items()}
+        return {term: weight for term, weight in weighed.items() if weight > 0}
 
     @field_validator("lora", "args")
     @classmethod

@@ -242,7 +242,7 @@ class Evaluation:
             Subject(
                 arm,
                 align.seeds,
-                metrics.optimised_by(arm, scorer=align.scorer, ce_weight=align.ce_weight),
+                metrics.optimised_by(align.mixture(arm), align.scorer),
             )
             for arm in (align.arms if align else ())
             if align
