@@ -203,8 +203,8 @@ class AlignConfig(Section):
     """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
     samples_per_view: Positive = 1
     """Own samples for each clip."""
-    scorer: str = "similarity"
-    """What ranks samples for rba-group; see `rba list scorers`."""
+    scorer: str | dict[str, float] = "similarity"
+    """What ranks samples for rba-group and rewards grpo, or several with weights; see `rba list scorers`."""
     train_adapter: bool = False
     """True also trains the adapter; the encoder stays frozen."""
     answer_system: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rbalign.config.mixtures import needs
@@ -46,7 +46,7 @@ EMBEDDERS = {"similarity": "minilm", "wordllama": "wordllama"}
 """Metrics that are a cosine, and the embedder that each uses."""
 
 
-def optimised_by(terms: Iterable[str], scorer: str = "similarity") -> frozenset[str]:
+def optimised_by(terms: Iterable[str], scorer: str | Mapping[str, float] = "similarity") -> frozenset[str]:
     """Metrics that the terms of an arm's mixture raise by themselves; they never judge it.
 
     ce, kd and single pull y_ref up (RBA-Single's expected gradient at the start is SFT's) and opd pulls towards the
@@ -57,8 +57,8 @@ def optimised_by(terms: Iterable[str], scorer: str = "similarity") -> frozenset[
     if not {"ce", "kd", "single", "opd"}.isdisjoint(terms := set(terms)):
         tainted |= {"teacher-likelihood", "nll"}
     if "scores" in needs(terms):
-        tainted.add(scorer)
-        if scorer == "similarity":
+        tainted.update([scorer] if isinstance(scorer, str) else scorer)
+        if "similarity" in tainted:
             tainted |= {"similarity-answer", "consistency:minilm"}
     return frozenset(tainted)
 

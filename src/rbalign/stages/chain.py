@@ -105,9 +105,7 @@ def _module(stage: str) -> StageModule:
     return cast(StageModule, importlib.import_module(f"rbalign.stages.{stage}"))
 
 
-def _enter(
-    module: StageModule, stage: str, recipe: Recipe, run: RunDir, begin: bool = True
-) -> StageHandle | None:
+def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir, begin: bool = True) -> StageHandle | None:
     """The stage's handle, or None while an earlier stage of the recipe is unfinished and its outputs unknown.
 
     A fork takes over what its source has finished. Without `begin` an unfinished stage stays as it was.
@@ -121,7 +119,7 @@ def _enter(
             taken = _enter(_module(earlier), earlier, recipe, run, begin=False) if run.is_fork else None
             if taken is None or not taken.done:
                 return None
-            outputs = taken.outputs
+            outputs = dict(taken.outputs)
         # The key too: a stage whose outputs say too little must not pass for unchanged in a fork.
         inputs |= {f"{earlier}.key": run.key(earlier)} | {f"{earlier}.{name}": outputs[name] for name in outputs}
     outside = getattr(module, "inputs", None)

@@ -284,7 +284,7 @@ class Evaluation:
 def text_scorers(notes: list[str]) -> tuple[dict[str, Scorer], dict[str, Embedder]]:
     """What needs an answer's text and nothing else: chrF, and a cosine by each embedder that can be had."""
     embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := _embedder(name, notes))}
-    scorers = {"chrf": build_scorer("chrf")}
+    scorers = {"chrf": build_scorer("chrf", against="reference")}
     for metric, name in metrics.EMBEDDERS.items():
         if name in embedders:
             scorers[metric] = build_scorer("similarity", against="reference", embedder=embedders[name])

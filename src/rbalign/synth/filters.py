@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
 
 from rbalign.config.sections import FilterConfig
+from rbalign.text.language import speaks
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason
-
-LANGUAGE_CERTAINTY = 0.9
-"""A short sentence is dropped as foreign only above this posterior: py3langid is unsure below about six words."""
 
 MATHEMATICS = re.compile(
     r"\b(solve|equation|integral|derivative|theorem|polynomial|matrix|eigenvalue|quadratic|logarithm|factorial"
@@ -41,7 +37,7 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
         return "mathematics"
-    return None if _speaks(text, config.language) else "other language"
+    return None if speaks(text, config.language) else "other language"
 
 
 def answer_cause(text: str, stop: StopReason) -> str | None:
@@ -55,15 +51,3 @@ def sentences(text: str) -> list[str]:
     """Split a text at sentence ends; a last piece without one is left out, for it may be cut off."""
     pieces = [piece.strip() for piece in SENTENCE_END.split(" ".join(text.split()))]
     return [piece for piece in pieces if re.search(r"[.!?][\"')\]]*$", piece)]
-
-
-def _speaks(text: str, language: str) -> bool:
-    found, certainty = _identifier().classify(text)
-    return bool(found == language or certainty < LANGUAGE_CERTAINTY)
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -106,6 +106,7 @@ def score_groups(policy: SpeechPolicy, groups: Sequence[Group], scorer: Scorer) 
         "answer": [group.item.example.answer for group, _ in rows],
         "reference": [group.item.example.reference for group, _ in rows],
         "aliases": [group.item.example.labels.get("aliases") for group, _ in rows],
+        "constraints": [group.item.example.labels.get("constraints") for group, _ in rows],
         "group": [group.item.example.id for group, _ in rows],
     }
     if "teacher_logprobs" in scorer.needs:
