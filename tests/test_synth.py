@@ -171,7 +171,7 @@ def fakes(monkeypatch):
         for chunk in chunks:
             yield write_drafts(FakeTeacher(), config, seed, chunk)
 
-    def speak_shard(views, texts, workers):
+    def speak_shard(views, texts, workers, remote):
         for view in reversed(views):
             spoken.append(view.id)
             tone = 0.1 * np.sin(np.arange(1600) * 0.01 * (1 + view.index)).astype(np.float32)
@@ -204,11 +204,11 @@ def test_the_stage_writes_a_whole_dataset_and_restarts_cost_nothing(tmp_path, fa
     # A start that dies while speaking the second split, then another: same content.
     real, calls = stage.speak_shard, []
 
-    def dies(views, texts, workers):
+    def dies(views, texts, workers, remote):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(views, texts, workers)
+        return real(views, texts, workers, remote)
 
     monkeypatch.setattr(stage, "speak_shard", dies)
     with RunDir.open(tmp_path / "b", RECIPE) as run:

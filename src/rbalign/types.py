@@ -12,10 +12,12 @@ from typing import Any
 
 
 class StopReason(StrEnum):
-    """Why a sample ended. A LENGTH sample carries no end token and is never taught one."""
+    """Why a sample ended. A LENGTH sample carries no end token and is never taught one; FAILED means that a server
+    gave none at all."""
 
     END = "end"
     LENGTH = "length"
+    FAILED = "failed"
 
 
 class Split(StrEnum):

@@ -9,19 +9,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
 from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
+from rbalign.config.section import Fraction, Positive, Section
 from rbalign.errors import unknown
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A frozen table of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Sampling(Section):
@@ -36,10 +29,17 @@ class Sampling(Section):
 
 
 class TeacherConfig(Section):
-    """Who writes: an asset name or a folder that holds a causal LM with a chat template."""
+    """Who writes: an asset name or a folder that holds a causal LM with a chat template, or a server."""
 
     model: str = "smollm2-135m-instruct"
-    """An asset name (`rba list models`) or a folder."""
+    """An asset name (`rba list models`) or a folder. With `endpoint`: the LLM that learns, if [connect] names none."""
+    endpoint: TeacherEndpoint | None = None
+    """A server that writes instead; see docs/endpoints.md."""
+
+    @property
+    def author(self) -> str:
+        """The name of whoever writes, as manifests state it."""
+        return self.endpoint.model if self.endpoint else self.model
 
 
 class FilterConfig(Section):
@@ -65,7 +65,7 @@ class ViewPlan(Section):
     """A rule that says which views an example gets. Several rules add up."""
 
     voices: str | tuple[str, ...] = "kokoro"
-    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari")."""
+    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari", "endpoint")."""
     splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
     """Which splits the rule speaks; every split uses its own voices only."""
     per_example: Positive = 4
@@ -105,6 +105,8 @@ class SynthConfig(Section):
     """Which instructions are kept."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
     """Who speaks them."""
+    endpoint_voices: tuple[VoiceEndpoint, ...] = ()
+    """Servers whose voices join the bank as engine "endpoint"; see docs/endpoints.md."""
     batch_size: Positive = 96
     """Instructions sampled at once; any value gives the same texts."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0

@@ -26,8 +26,9 @@ from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
+from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
-from rbalign.voices.bank import load_bank
+from rbalign.voices.bank import VoiceBank
 
 if TYPE_CHECKING:
     from rbalign.scorers import Scorer
@@ -108,11 +109,11 @@ class _Arms:
         self.recipe, self.run, self.config = recipe, run, _config(recipe)
         options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
         self.policy: SpeechPolicy = open_policy(recipe, run, **options)
-        cap = self.config.sampling.max_new_tokens
-        self.items, self.left_out = load_items(self.policy, data, Split.TRAIN, cap)
+        cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
+        self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
         self.validation: list[Item] = []
         if self.config.select_by == "validation":
-            self.validation, _ = load_items(self.policy, data, Split.VALIDATION, cap)
+            self.validation, _ = load_items(self.policy, data, bank, Split.VALIDATION, cap)
             if not self.validation:
                 raise UsageError(
                     'select_by = "validation" needs validation instructions, and the dataset has none',
@@ -159,7 +160,9 @@ class _Arms:
         return self._scorer
 
 
-def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> tuple[list[Item], dict[str, int]]:
+def load_items(
+    policy: SpeechPolicy, data: Dataset, bank: VoiceBank, split: Split, cap: int
+) -> tuple[list[Item], dict[str, int]]:
     """Examples of a split with their views, ready to train on, and how many were left out for which reason."""
     from rbalign.train.rollout import Item
 
@@ -167,7 +170,7 @@ def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> t
     views: dict[str, list[Any]] = {}
     for view in data.views(split):
         views.setdefault(view.example_id, []).append(view)
-    load_bank().require(sorted({view.spec.voice for own in views.values() for view in own}), allowed, "align")
+    bank.require(sorted({view.spec.voice for own in views.values() for view in own}), allowed, "align")
     items, left_out = [], Counter[str]()
     for example in data.examples(split):
         if not example.answer:
@@ -240,9 +243,9 @@ def _check(recipe: Recipe) -> None:
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
     for arm in config.arms:
         wanted = needs(config.mixture(arm))
-        if "teacher" in wanted and recipe.teacher.model != backbone:
+        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != backbone):
             raise UsageError(
-                f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.model!r} is "
+                f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.author!r} is "
                 f"not {backbone!r}",
                 f"set [teacher] model to the backbone, or leave {arm} out of [align] arms",
             )

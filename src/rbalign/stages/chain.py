@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from rbalign.config.endpoints import FREE
 from rbalign.config.load import load_recipe
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.errors import RunError, UsageError
@@ -129,10 +130,22 @@ def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir, begin: 
 
 
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What a stage's result depends on in the recipe: its section, the seed and the teacher."""
+    """What a stage's result depends on in the recipe: its section, the seed and the teacher.
+
+    Keys for servers stand there only if the recipe names servers: runs of before they existed go on.
+    """
     whole = recipe.model_dump(mode="json")
     section = {key: value for key, value in whole[stage].items() if key not in FREE_FIELDS.get(stage, ())}
-    return {"seed": whole["seed"], "teacher": whole["teacher"], stage: section}
+    if voices := section.pop("endpoint_voices", None):
+        section["endpoint_voices"] = [_without_free(voice) for voice in voices]
+    teacher = whole["teacher"]
+    if endpoint := teacher.pop("endpoint"):
+        teacher["endpoint"] = _without_free(endpoint)
+    return {"seed": whole["seed"], "teacher": teacher, stage: section}
+
+
+def _without_free(endpoint: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in endpoint.items() if key not in FREE}
 
 
 def _unfinished(stage: str, recipe: Recipe, run: RunDir) -> RunError:

@@ -9,6 +9,9 @@ from rbalign.text.language import speaks
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason
 
+TEACHER_FAILED = "teacher-failed"
+"""The cause under which requests that a server never answered are counted."""
+
 MATHEMATICS = re.compile(
     r"\b(solve|equation|integral|derivative|theorem|polynomial|matrix|eigenvalue|quadratic|logarithm|factorial"
     r"|probability of|calculate the (area|volume|sum|value|perimeter|angle)|square root|prime factor)\b"
@@ -21,7 +24,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 def drop_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
     """The name of the first filter that drops an instruction, or None. No state: near-duplicates come later."""
     if stop is not StopReason.END:
-        return "unfinished"
+        return TEACHER_FAILED if stop is StopReason.FAILED else "unfinished"
     return text_cause(text, config)
 
 
@@ -43,7 +46,7 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
 def answer_cause(text: str, stop: StopReason) -> str | None:
     """y_ref must be complete with its end token, and there must be one."""
     if stop is not StopReason.END:
-        return "answer unfinished"
+        return TEACHER_FAILED if stop is StopReason.FAILED else "answer unfinished"
     return None if text else "answer empty"
 
 

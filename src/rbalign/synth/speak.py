@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from rbalign.audio.io import to_flac
 from rbalign.config.sections import SynthConfig, ViewPlan
@@ -11,6 +12,7 @@ from rbalign.keys import Key
 from rbalign.synth.vocabulary import SOURCE
 from rbalign.types import Example, Split, View, ViewSpec
 from rbalign.voices.bank import VoiceBank
+from rbalign.voices.endpoint import EndpointSpeaker, speak_remote
 from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
 
 
@@ -48,12 +50,18 @@ def planned(examples: Sequence[Example], config: SynthConfig, bank: VoiceBank, s
 
 
 def speak_shard(
-    views: Sequence[View], spoken: dict[str, str], workers: int
+    views: Sequence[View], spoken: dict[str, str], workers: int, remote: Mapping[str, EndpointSpeaker] | None = None
 ) -> Iterator[tuple[View, SpeakFailure | None]]:
-    """Speak the views of a shard, in any order; a clip that failed comes with its reason and without audio."""
+    """Speak the views of a shard, in any order; a clip that failed comes with its reason and without audio.
+
+    `remote` speaks its voices by threads, worker processes speak all others.
+    """
     by_id = {view.id: view for view in views}
-    jobs = (SpeakJob(v.id, spoken[v.example_id], v.spec.voice, v.spec.speed) for v in views)
-    for identity, clip in speak_many(jobs, workers):
+    jobs = [SpeakJob(v.id, spoken[v.example_id], v.spec.voice, v.spec.speed) for v in views]
+    remote = remote or {}
+    ours = (job for job in jobs if job.voice not in remote)
+    theirs = (job for job in jobs if job.voice in remote)
+    for identity, clip in chain(speak_many(ours, workers), speak_remote(theirs, remote)):
         view = by_id[identity]
         if isinstance(clip, SpeakFailure):
             yield view, clip
