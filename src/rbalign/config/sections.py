@@ -175,7 +175,7 @@ class AlignConfig(Section):
     arms: tuple[str, ...] = ("sft", "rba-single")
     """What to train, each from the same start: names of `rba list objectives` and of `mixtures`; sft-matched and
     kd-matched train on to the compute of the run's RBA arm."""
-    mixtures: dict[str, dict[str, Annotated[float, Field(ge=0.0)]]] = {}
+    mixtures: dict[str, dict[str, Annotated[float, Field(ge=0.0)]]] = Field(default_factory=dict)
     """Arms of your own: NAME = {TERM = WEIGHT}, for instance {single = 1.0, opd = 0.2}."""
     grpo: GrpoConfig = GrpoConfig()
     """Coefficients of the term grpo."""
