@@ -6,9 +6,20 @@ GenerationConfig verbatim; the libraries themselves check those values when the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
+from rbalign.errors import UsageError
 
 MATCHED = "-matched"
 """Ends the name of an arm that trains until its counted operations equal those of the run's RBA arm."""
@@ -21,6 +32,17 @@ class Section(BaseModel):
     """A frozen table of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    younger: ClassVar[tuple[str, ...]] = ()
+    """Keys that came when runs existed. A dump leaves them out at their default, so that those runs keep their keys."""
+
+    @model_serializer(mode="wrap")
+    def _without_younger_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        table: dict[str, Any] = dump(self)
+        for name in self.younger:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                table.pop(name, None)
+        return table
 
 
 class Sampling(Section):
@@ -61,7 +83,9 @@ class FilterConfig(Section):
 
 
 class ViewPlan(Section):
-    """A rule that says which views an example gets. Several rules add up."""
+    """A rule that says which views an example gets. Several rules add up. docs/views.md has channels and deliveries."""
+
+    younger: ClassVar[tuple[str, ...]] = ("channels", "deliveries")
 
     voices: str | tuple[str, ...] = "kokoro"
     """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari")."""
@@ -73,12 +97,31 @@ class ViewPlan(Section):
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
     """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
+    channels: tuple[str, ...] = ("clean",)
+    """The same for how the clip arrives: "noise:babble@5dB+telephone". What stands twice is drawn twice as often."""
+    deliveries: tuple[str, ...] = ("fluent",)
+    """The same for how the text is said: "filler", "correction", "stutter+pause". The example keeps its fluent text."""
     of: Literal["all", "written", "vocabulary"] = "all"
     """Which examples: those that the teacher wrote, the practice sentences that `vocabulary` makes of them, or both."""
+
+    @field_validator("speeds", "channels", "deliveries")
+    @classmethod
+    def _has_one(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if not given:
+            raise UsageError(f"{info.field_name} is empty", "name at least one, or leave the key out")
+        return given
+
+    @field_validator("channels", "deliveries")
+    @classmethod
+    def _canonical(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        spell = canonical_channel if info.field_name == "channels" else canonical_delivery
+        return tuple(spell(each) for each in given)
 
 
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
+
+    younger: ClassVar[tuple[str, ...]] = ("noise_folder",)
 
     train: Annotated[int, Field(ge=0)] = 64
     """Accepted instructions for training."""
@@ -102,6 +145,8 @@ class SynthConfig(Section):
     """How it answers; an answer that does not end within max_new_tokens is dropped."""
     filters: FilterConfig = FilterConfig()
     """Which instructions are kept."""
+    noise_folder: str | None = None
+    """Audio files of yours, in this folder and below, for the channel noise:folder."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
     """Who speaks them."""
     batch_size: Positive = 96
@@ -110,6 +155,17 @@ class SynthConfig(Section):
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
     """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @field_validator("views")
+    @classmethod
+    def _can_be_made(cls, views: tuple[ViewPlan, ...], info: ValidationInfo) -> tuple[ViewPlan, ...]:
+        asked = [c for rule in views for c in rule.channels if any(s.kind == "folder" for s in parse_channel(c))]
+        if asked and info.data.get("noise_folder") is None:
+            raise UsageError(f"channel {asked[0]!r} has no folder", "set [synth] noise_folder to recordings of yours")
+        language = info.data["filters"].language if "filters" in info.data else "en"
+        if language != "en" and any(set(rule.deliveries) != {"fluent"} for rule in views):
+            raise UsageError(f"disfluencies are English, the instructions {language!r}", "leave deliveries out")
+        return views
 
 
 class ConnectConfig(Section):

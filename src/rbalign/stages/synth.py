@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import SynthConfig
 from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
@@ -35,6 +36,7 @@ from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import load_bank
 from rbalign.voices.phonemes import pronounced_words
+from rbalign.voices.pool import SpeakFailure
 
 TOKENS_PER_SECOND = 140.0
 """SmolLM2-135M on one core in float32; every worker has one."""
@@ -91,6 +93,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     for rule in config.views:  # a test-only or unknown voice is refused before any work
         names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
         bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
+    noises = noise_files(Path(config.noise_folder)) if config.noise_folder else []
     seen = _leakage(recipe)
     ready, clips = _held_out(config, recipe, seen)
     acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)])
@@ -110,7 +113,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     writer.add_examples(examples)
     if clips and 0 not in writer.committed(Split.TEST):
         writer.commit_views(Split.TEST, 0, as_flac(clips))
-    unspoken = _speak(config, recipe, folder, writer, [*acceptance.examples, *practice])
+    unspoken = _speak(config, recipe, folder, writer, [*acceptance.examples, *practice], noises)
     manifest = writer.finish()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
@@ -217,7 +220,12 @@ def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -
 
 
 def _speak(
-    config: SynthConfig, recipe: Recipe, folder: Path, writer: DatasetWriter, examples: Sequence[Example]
+    config: SynthConfig,
+    recipe: Recipe,
+    folder: Path,
+    writer: DatasetWriter,
+    examples: Sequence[Example],
+    noises: Sequence[Path],
 ) -> int:
     """Speak every split shard by shard; the number of views that no voice could make."""
     spoken = {example.id: example.spoken for example in examples}
@@ -234,15 +242,14 @@ def _speak(
     ):
         for split, index, views in jobs:
             if index not in writer.committed(split):
-                clips = list(_clips(views, spoken, _workers(config), failures, advance))
+                outcomes = speak_shard(views, spoken, _workers(config), splits[split], noises)
+                clips = list(_clips(outcomes, failures, advance))
                 writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))
         return len(failures)
 
 
-def _clips(
-    views: Sequence[View], spoken: dict[str, str], workers: int, failures: Journal, advance: Any
-) -> Iterator[View]:
-    for view, failure in speak_shard(views, spoken, workers):
+def _clips(outcomes: Iterable[tuple[View, SpeakFailure | None]], failures: Journal, advance: Any) -> Iterator[View]:
+    for view, failure in outcomes:
         advance()
         if failure is None:
             yield view
@@ -256,4 +263,8 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
     if config.test_views:
         files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
+    if config.noise_folder and Path(config.noise_folder).is_dir():
+        folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
+        listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]
+        files["noise_folder"] = stable_hash(listed)
     return files
