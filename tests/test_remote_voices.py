@@ -217,7 +217,7 @@ def test_a_shard_takes_each_voice_from_its_own_place(monkeypatch):
         rules = (ViewPlan(voices="endpoint", per_example=2), ViewPlan(voices="kokoro", per_example=3))
         examples = [Example(str(n), "train", "", "") for n in range(4)]
         views = [view for example in examples for view in plan_views(example, rules, bank, 0)]
-        made = list(speak_shard(views, {str(n): f"Tea {n}?" for n in range(4)}, 1, speakers_of(voices(server))))
+        made = list(speak_shard(views, {str(n): f"Tea {n}?" for n in range(4)}, 1, remote=speakers_of(voices(server))))
         assert len(server.asked) == 8
     assert sorted(view.id for view, failure in made if failure is None) == sorted(view.id for view in views)
     assert len(local) == 12

@@ -39,7 +39,7 @@ def read_audio(source: Path | str | bytes, *, rate: int = 16_000, limits: Limits
     Raises DataError, naming the file and the limit, for what is no audio, too long, damaged or not finite.
     """
     name = "audio bytes" if isinstance(source, bytes) else str(source)
-    with _opened(source, name, limits or Limits()) as file:
+    with _opened(source, name, limits) as file:
         samples = file.read(dtype="float32", always_2d=True)
         native, promised = file.samplerate, file.frames
     if len(samples) < promised:
@@ -56,18 +56,18 @@ def read_audio(source: Path | str | bytes, *, rate: int = 16_000, limits: Limits
 def audio_seconds(source: Path | str | bytes, *, limits: Limits | None = None) -> float:
     """How long a clip lasts, by its header alone. Raises DataError for what a header shows; see `read_audio`."""
     name = "audio bytes" if isinstance(source, bytes) else str(source)
-    with _opened(source, name, limits or Limits()) as file:
+    with _opened(source, name, limits) as file:
         return float(file.frames / file.samplerate)
 
 
 @contextmanager
-def _opened(source: Path | str | bytes, name: str, limits: Limits) -> Iterator[soundfile.SoundFile]:
-    """The file behind its checked header; what libsndfile says inside the block becomes a DataError."""
+def _opened(source: Path | str | bytes, name: str, limits: Limits | None) -> Iterator[soundfile.SoundFile]:
+    """An open file whose header has passed; what libsndfile refuses, here or while it is read, is a DataError."""
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise DataError(f"{name} is no file", "name an existing audio file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            _check_header(file, name, limits)
+            _check_header(file, name, limits or Limits())
             yield file
     except (soundfile.LibsndfileError, OSError) as error:
         reason = str(error).rpartition(": ")[2].rstrip(".")

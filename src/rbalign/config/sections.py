@@ -7,14 +7,15 @@ GenerationConfig verbatim; the libraries themselves check those values when the 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
 from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
 from rbalign.config.section import Fraction, Positive, Section
-from rbalign.errors import unknown
+from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
+from rbalign.errors import UsageError, unknown
 
 
 class Sampling(Section):
@@ -30,6 +31,8 @@ class Sampling(Section):
 
 class TeacherConfig(Section):
     """Who writes: an asset name or a folder that holds a causal LM with a chat template, or a server."""
+
+    younger: ClassVar[tuple[str, ...]] = ("endpoint",)
 
     model: str = "smollm2-135m-instruct"
     """An asset name (`rba list models`) or a folder. With `endpoint`: the LLM that learns, if [connect] names none."""
@@ -62,7 +65,9 @@ class FilterConfig(Section):
 
 
 class ViewPlan(Section):
-    """A rule that says which views an example gets. Several rules add up."""
+    """A rule that says which views an example gets. Several rules add up. docs/views.md has channels and deliveries."""
+
+    younger: ClassVar[tuple[str, ...]] = ("channels", "deliveries")
 
     voices: str | tuple[str, ...] = "kokoro"
     """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari", "endpoint")."""
@@ -74,12 +79,31 @@ class ViewPlan(Section):
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
     """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
+    channels: tuple[str, ...] = ("clean",)
+    """The same for how the clip arrives: "noise:babble@5dB+telephone". What stands twice is drawn twice as often."""
+    deliveries: tuple[str, ...] = ("fluent",)
+    """The same for how the text is said: "filler", "correction", "stutter+pause". The example keeps its fluent text."""
     of: Literal["all", "written", "vocabulary"] = "all"
     """Which examples: those that the teacher wrote, the practice sentences that `vocabulary` makes of them, or both."""
+
+    @field_validator("speeds", "channels", "deliveries")
+    @classmethod
+    def _has_one(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if not given:
+            raise UsageError(f"{info.field_name} is empty", "name at least one, or leave the key out")
+        return given
+
+    @field_validator("channels", "deliveries")
+    @classmethod
+    def _canonical(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        spell = canonical_channel if info.field_name == "channels" else canonical_delivery
+        return tuple(spell(each) for each in given)
 
 
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
+
+    younger: ClassVar[tuple[str, ...]] = ("noise_folder", "endpoint_voices")
 
     train: Annotated[int, Field(ge=0)] = 64
     """Accepted instructions for training."""
@@ -103,6 +127,8 @@ class SynthConfig(Section):
     """How it answers; an answer that does not end within max_new_tokens is dropped."""
     filters: FilterConfig = FilterConfig()
     """Which instructions are kept."""
+    noise_folder: str | None = None
+    """Audio files of yours, in this folder and below, for the channel noise:folder."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
     """Who speaks them."""
     endpoint_voices: tuple[VoiceEndpoint, ...] = ()
@@ -113,6 +139,17 @@ class SynthConfig(Section):
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
     """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @field_validator("views")
+    @classmethod
+    def _can_be_made(cls, views: tuple[ViewPlan, ...], info: ValidationInfo) -> tuple[ViewPlan, ...]:
+        asked = [c for rule in views for c in rule.channels if any(s.kind == "folder" for s in parse_channel(c))]
+        if asked and info.data.get("noise_folder") is None:
+            raise UsageError(f"channel {asked[0]!r} has no folder", "set [synth] noise_folder to recordings of yours")
+        language = info.data["filters"].language if "filters" in info.data else "en"
+        if language != "en" and any(set(rule.deliveries) != {"fluent"} for rule in views):
+            raise UsageError(f"disfluencies are English, the instructions {language!r}", "leave deliveries out")
+        return views
 
 
 class ConnectConfig(Section):
@@ -169,6 +206,8 @@ class GrpoConfig(Section):
 
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
+
+    younger: ClassVar[tuple[str, ...]] = ("mixtures", "grpo", "min_score_gap")
 
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""

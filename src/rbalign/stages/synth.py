@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import SynthConfig
 from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
@@ -102,6 +103,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     for rule in config.views:  # a test-only or unknown voice is refused before any work
         names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
         bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
+    noises = noise_files(Path(config.noise_folder)) if config.noise_folder else []
     seen = _leakage(recipe)
     ready, clips = _held_out(config, recipe, seen)
     with Servers(recipe, folder) as servers:
@@ -125,7 +127,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
             writer.commit_views(Split.TEST, 0, as_flac(clips))
         views = planned([*acceptance.examples, *practice], config, bank, recipe.seed)
         spoken = {example.id: example.spoken for example in [*acceptance.examples, *practice]}
-        unspoken = _speak(views, spoken, _workers(config), folder, writer, servers)
+        unspoken = _speak(views, spoken, config, folder, writer, servers, noises)
         manifest = writer.finish()
         servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
@@ -252,10 +254,11 @@ def _learner_tokenizer(recipe: Recipe) -> Any:
 def _speak(
     splits: Mapping[str, Sequence[View]],
     spoken: dict[str, str],
-    workers: int,
+    config: SynthConfig,
     folder: Path,
     writer: DatasetWriter,
     servers: Servers,
+    noises: Sequence[Path],
 ) -> int:
     """Speak every split shard by shard; the number of views that no voice could make."""
     jobs = [
@@ -270,14 +273,16 @@ def _speak(
     ):
         for split, index, views in jobs:
             if index not in writer.committed(split):
-                made = speak_shard(views, spoken, workers, servers.speakers)
+                made = speak_shard(
+                    views, spoken, _workers(config), crowd=splits[split], noise_files=noises, remote=servers.speakers
+                )
                 clips = list(_clips(made, failures, advance))
                 writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))
                 servers.save()
         return len(failures)
 
 
-def _clips(made: Iterator[tuple[View, SpeakFailure | None]], failures: Journal, advance: Any) -> Iterator[View]:
+def _clips(made: Iterable[tuple[View, SpeakFailure | None]], failures: Journal, advance: Any) -> Iterator[View]:
     for view, failure in made:
         advance()
         if failure is None:
@@ -292,4 +297,8 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
     if config.test_views:
         files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
+    if config.noise_folder and Path(config.noise_folder).is_dir():
+        folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
+        listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]
+        files["noise_folder"] = stable_hash(listed)
     return files | endpoint_inputs(recipe)
