@@ -130,16 +130,13 @@ def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir, begin: 
 
 
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What a stage's result depends on in the recipe: its section, the seed and the teacher.
-
-    Keys for servers stand there only if the recipe names servers: runs of before they existed go on.
-    """
+    """What a stage's result depends on in the recipe: its section, the seed and the teacher."""
     whole = recipe.model_dump(mode="json")
     section = {key: value for key, value in whole[stage].items() if key not in FREE_FIELDS.get(stage, ())}
-    if voices := section.pop("endpoint_voices", None):
+    if voices := section.get("endpoint_voices"):
         section["endpoint_voices"] = [_without_free(voice) for voice in voices]
     teacher = whole["teacher"]
-    if endpoint := teacher.pop("endpoint"):
+    if endpoint := teacher.get("endpoint"):
         teacher["endpoint"] = _without_free(endpoint)
     return {"seed": whole["seed"], "teacher": teacher, stage: section}
 
