@@ -13,9 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rbalign.config import recipe, sections
+from rbalign.config import endpoints, recipe, sections
 from rbalign.config.recipe import STAGES, Recipe
-from rbalign.config.sections import Section
+from rbalign.config.section import Section
 
 TARGET = Path(__file__).parent.parent / "docs" / "recipe.md"
 HEAD = """# Every key of a recipe
@@ -29,7 +29,7 @@ A table that is given keeps the defaults of the keys that it leaves out.
 def field_docs() -> dict[tuple[str, str], str]:
     """(class, field) -> the docstring under the field."""
     docs = {}
-    for module in (sections, recipe):
+    for module in (endpoints, sections, recipe):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef):
                 for field, below in zip(node.body, node.body[1:], strict=False):
@@ -37,6 +37,11 @@ def field_docs() -> dict[tuple[str, str], str]:
                         assert isinstance(field.target, ast.Name)
                         docs[node.name, field.target.id] = " ".join(ast.literal_eval(below.value).split())
     return docs
+
+
+def own_doc(section: type[Section], name: str, docs: dict[tuple[str, str], str]) -> str:
+    """The docstring of a field, from the class that declares it."""
+    return next(docs[owner.__name__, name] for owner in section.__mro__ if (owner.__name__, name) in docs)
 
 
 def kind(annotation: Any) -> str:
@@ -87,7 +92,7 @@ def table(section: type[Section], docs: dict[tuple[str, str], str]) -> str:
     lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         takes = " ".join(filter(None, (kind(field.annotation), bounds(field.metadata)))).replace("|", "\\|")
-        lines.append(f"| `{name}` | {takes} | {default(field)} | {docs[section.__name__, name]} |")
+        lines.append(f"| `{name}` | {takes} | {default(field)} | {own_doc(section, name, docs)} |")
     return "\n".join(lines)
 
 

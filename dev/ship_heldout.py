@@ -34,7 +34,7 @@ def to_opus(flac: bytes) -> bytes:
 
 def shipped(view: View) -> View:
     """The view as it ships."""
-    return View(PREFIX + view.example_id, view.index, view.split, view.spec, view.seconds, to_opus(view.flac))
+    return replace(view, example_id=PREFIX + view.example_id, flac=to_opus(view.flac))
 
 
 def main(run: Path) -> None:

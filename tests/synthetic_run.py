@@ -11,6 +11,7 @@ import soundfile
 
 from rbalign.config.load import dump_recipe
 from rbalign.config.recipe import Recipe
+from rbalign.config.sections import AlignConfig
 from rbalign.data.dataset import DatasetWriter
 from rbalign.eval.metrics import optimised_by
 from rbalign.eval.results import Evidence, Subject, build
@@ -128,7 +129,7 @@ def make_run(folder: Path, instructions: int = 40, seed: int = 0) -> Path:
             write_jsonl(folder / "eval" / arm / "open-wrong-audio.jsonl", wrong)
     subjects = [
         Subject("base"),
-        *(Subject(n, (0,), optimised_by(n)) for n in ("sft", "kd", "rba-single", "rba-group")),
+        *(Subject(n, (0,), optimised_by(AlignConfig().mixture(n))) for n in ("sft", "kd", "rba-single", "rba-group")),
         *(Subject(n) for n in ("text", "cascade", "self-cascade")),
     ]
 

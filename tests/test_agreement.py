@@ -77,4 +77,6 @@ def test_3_pairing_holds_for_n_samples_of_k_views_shuffled_and_sharded(moved):
                 assert drawn.view in group.item.views
                 assert drawn.ids.tolist() == whole[drawn.view.id, drawn.sample].ids.tolist()
     for drawn in whole.values():
-        assert drawn.logprob == pytest.approx(float(plain_logprobs(moved, drawn.view, drawn.ids).sum()), abs=1e-3)
+        assert float(drawn.logprobs.sum()) == pytest.approx(
+            float(plain_logprobs(moved, drawn.view, drawn.ids).sum()), abs=1e-3
+        )

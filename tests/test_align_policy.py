@@ -99,13 +99,13 @@ def test_reference_and_teacher_are_bit_identical_after_20_updates(tmp_path, trai
     made = AlignTrainer(policy, "rba-single", config, items, tmp_path, seed=0)
     texts = [item.example.instruction for item in items[:2]]
     before, _ = made.reference.logprobs(views, completions)
-    teacher, _ = policy.text_logits(texts, [items[0].answer, items[1].answer])
+    teacher, _ = policy.text_logits(texts, [[items[0].answer], [items[1].answer]])
     adapter = {name: value.clone() for name, value in policy.speech.adapter.state_dict().items()}
     made.fit()
     assert not torch.allclose(policy(views, completions)[0], before, atol=1e-2)
     assert train_adapter != all(torch.equal(v, adapter[n]) for n, v in policy.speech.adapter.state_dict().items())
     assert torch.equal(before, made.reference.logprobs(views, completions)[0])
-    assert torch.equal(teacher, policy.text_logits(texts, [items[0].answer, items[1].answer])[0])
+    assert torch.equal(teacher, policy.text_logits(texts, [[items[0].answer], [items[1].answer]])[0])
 
 
 def test_refresh_copies_the_policy_and_nothing_else_moves_it(moved):

@@ -14,7 +14,13 @@ from rbalign.train.arguments import training_arguments
 from rbalign.train.resume import keyed_order
 from rbalign.train.trainer import AlignTrainer
 
-ARMS = ("sft", "kd", "rba-single", "rba-group")
+MIXTURES = {
+    "everything": {"single": 1.0, "group": 0.5, "grpo": 0.3, "opd": 0.4, "kd": 0.2, "ce": 0.1},
+    "own": {"opd": 1.0, "single": 0.5},
+}
+ARMS = ("sft", "kd", "rba-single", "rba-group", "grpo", "opd", *MIXTURES)
+SAMPLED = ARMS[2:]
+REWARDED = ("rba-group", "grpo", "everything")
 
 
 class ByLength:
@@ -30,7 +36,7 @@ class ByLength:
 
 def config(**changes):
     settings = {
-        "updates": 4, "examples_per_update": 2, "micro_batch": 2, "save_every": 2, "lora": LORA,
+        "updates": 4, "examples_per_update": 2, "micro_batch": 2, "save_every": 2, "lora": LORA, "mixtures": MIXTURES,
         "sampling": Sampling(max_new_tokens=6), "args": {"learning_rate": 1e-2},
     }  # fmt: skip
     return AlignConfig(**(settings | changes))
@@ -40,7 +46,7 @@ def trainer(folder, arm, policy=None, advance=lambda: None, validation=(), **cha
     settings = config(**changes)
     policy = policy or tiny_policy(lora=settings.lora, train_adapter=settings.train_adapter)
     items = tiny_items(policy)
-    scorer = ByLength() if arm == "rba-group" else None
+    scorer = ByLength() if arm in REWARDED else None
     made = AlignTrainer(
         policy, arm, settings, items, folder, seed=3, scorer=scorer, validation=validation, advance=advance
     )
@@ -77,15 +83,26 @@ def test_an_arm_learns_and_tells(tmp_path, arm):
         assert row["seconds"]["step"] >= 0
     assert rows[-1]["operations_total"] == pytest.approx(sum(row["operations"] for row in rows))
     samples = list(read_rows(tmp_path / "arm/samples.jsonl"))
-    assert len(samples) == (4 * 2 * 2 if arm.startswith("rba") else 0)
-    if arm.startswith("rba"):
-        norms = [rows[0][name] for name in ("gradient_norm_pair", "gradient_norm_ce")]
-        assert abs(norms[0] - norms[1]) <= rows[0]["gradient_norm"] <= sum(norms)
-        assert "gradient_norm_pair" not in rows[1]
-        assert {"margin", "length_difference", "truncated", "one_sided"} <= rows[0].keys()
-        assert rows[0]["pair_loss"] > 0
+    assert len(samples) == (4 * 2 * 2 if arm in SAMPLED else 0)
+    terms = config().mixture(arm)
+    norms = [rows[0][f"gradient_norm_{term}"] for term in terms]
+    assert 2 * max(norms) - sum(norms) - 1e-6 <= rows[0]["gradient_norm"] <= sum(norms) + 1e-6
+    assert len(terms) == 1 or f"gradient_norm_{next(iter(terms))}" not in rows[1]
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0][f"{term}_loss"] for term in terms))
+    if arm in SAMPLED:
         assert 0 < sum(row["truncated"] for row in rows) < 4
-    if arm == "rba-group":
+    if "single" in terms or "group" in terms:
+        assert {"margin", "length_difference", "one_sided"} <= rows[0].keys()
+    if arm in REWARDED:
+        assert rows[0]["reward"] > 0
+    if "grpo" in terms:
+        assert rows[0]["without_advantage"] == 0
+        assert rows[0]["clipped"] == 0
+        assert rows[0]["reference_kl"] == pytest.approx(0, abs=1e-6)
+        assert rows[3]["reference_kl"] != 0
+    if "opd" in terms:
+        assert rows[0]["reverse_kl"] > 0
+    if "group" in terms:
         assert sum(rows[0]["chosen_voices"].values()) == sum(rows[0]["rejected_voices"].values()) == 2
         assert set(rows[0]["chosen_voices"]) <= set(VOICES)
 
@@ -108,6 +125,8 @@ def test_micro_batch_changes_nothing(tmp_path, arm):
         ("rba-single", {"reference": "refresh:2", "train_adapter": True}),
         ("rba-single", {"sample_refresh": "epoch", "examples_per_update": 1}),
         ("rba-group", {"conditioning": "cross", "reference": "refresh:3"}),
+        ("grpo", {"sample_refresh": "epoch", "examples_per_update": 1}),
+        ("everything", {"train_adapter": True}),
     ],
 )
 @pytest.mark.parametrize("killed_at", [3, 5])
@@ -177,7 +196,7 @@ def test_rba_single_at_the_first_update_is_half_beta_times_sft(tmp_path):
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert rows[0]["margin"] == pytest.approx(0, abs=1e-5)
     assert rows[1]["loss"] != pytest.approx(math.log(2), abs=1e-6)
-    assert rows[0]["gradient_norm_pair"] == pytest.approx(rows[0]["gradient_norm"], rel=1e-5)
+    assert rows[0]["gradient_norm_single"] == pytest.approx(rows[0]["gradient_norm"], rel=1e-5)
 
 
 def test_the_best_checkpoint_on_validation_is_kept(tmp_path):

@@ -1,15 +1,21 @@
+import hashlib
+import io
 import json
 import os
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rbalign.data import shards
-from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.dataset import Dataset, DatasetWriter, _content_hash
 from rbalign.errors import DataError
+from rbalign.rundir.files import stable_hash
+from rbalign.synth.heldout import SHIPPED_FOLDER
 from rbalign.types import Example, View, ViewSpec
 
 META = {"teacher": "tiny", "recipe": "abc"}
@@ -114,6 +120,64 @@ def test_the_datasets_library_opens_a_shard_as_audio(tmp_path, monkeypatch):
     assert loaded.features["audio"] == datasets.Audio(sampling_rate=16000, decode=False)
     assert loaded[0]["audio"] == {"bytes": b"flac 1 0", "path": "e1-0.flac"}
     assert (loaded[0]["voice"], loaded[0]["speed"], loaded[0]["index"]) == ("af_heart", 1.25, 0)
+
+
+def pinned_shard(views):
+    """The bytes of a shard as they were written before there were deliveries, by the schema of that time."""
+    names = ["example_id", "index", "voice", "channel", "delivery", "speed", "seed", "seconds"]
+    types = [pa.string(), pa.int64(), *[pa.string()] * 3, pa.float64(), pa.int64(), pa.float64()]
+    audio = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([*zip(names, types, strict=True), ("audio", audio)], metadata=shards.SCHEMA.metadata)
+    rows = [
+        [v.example_id, v.index, v.spec.voice, v.spec.channel, v.spec.delivery, v.spec.speed, v.spec.seed, v.seconds]
+        for v in views
+    ]
+    clips = [{"bytes": v.flac, "path": f"{v.example_id}-{v.index}.flac"} for v in views]
+    table = pa.Table.from_pylist(
+        [dict(zip(names, row, strict=True)) | {"audio": clip} for row, clip in zip(rows, clips, strict=True)], schema
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=16, compression="NONE", use_dictionary=False)
+    return sink.getvalue()
+
+
+def test_shards_of_fluent_views_have_the_bytes_that_they_always_had():
+    views = [view(n, speed=1.25, flac=b"x" * n) for n in range(40)]
+    views[3] = replace(views[3], spec=replace(views[3].spec, channel="noise:white@10dB+room"))
+    assert shards.encode_shard(views) == pinned_shard(views)
+    features = json.loads(shards.SCHEMA.metadata[b"huggingface"])["info"]["features"]
+    assert stable_hash(features) == "6de1dddd4bba2a4a5de3ac54db58888d"
+    views[3] = replace(views[3], said="um, say 3")
+    assert shards.encode_shard(views) != pinned_shard(views)
+
+
+def test_content_hashes_from_before_there_were_deliveries_stay_true():
+    """The set that ships was written then: its manifest's hash is what its texts and clips give today."""
+    shipped = Dataset.open(SHIPPED_FOLDER)
+    shipped.verify()
+    assert _content_hash(shipped.examples(), shipped.views()) == shipped.content_hash
+    assert all(view.said is None and view.retracted is None for view in shipped.views())
+    views = [view(0), view(1)]
+    as_then = [[v.id, v.split, asdict(v.spec), v.seconds, hashlib.sha256(v.flac).hexdigest()] for v in views]
+    assert _content_hash([], views) == stable_hash(sorted(stable_hash(row) for row in as_then))
+
+
+def test_a_shard_with_disfluent_views_says_what_was_said(tmp_path, monkeypatch):
+    views = [view(1), replace(view(2), said="say one, no, two", retracted="one")]
+    write(tmp_path / "d", [example(1), example(2), example(3)], {("train", 0): views, ("train", 1): [view(3)]})
+    stored = Dataset.open(tmp_path / "d").views()
+    assert [(v.said, v.retracted) for v in stored] == [(None, None), ("say one, no, two", "one"), (None, None)]
+    assert pickle.loads(pickle.dumps(stored[1])).retracted == "one"
+    assert replace(stored[1], flac=b"other").said == "say one, no, two"
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "d/views/train-*.parquet"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert loaded["said"] == [None, "say one, no, two", None], "a shard without the columns is filled up"
+    assert loaded["retracted"][1] == "one"
 
 
 def test_a_reopened_writer_goes_on_and_other_shards_and_order_are_the_same_content(tmp_path):

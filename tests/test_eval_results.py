@@ -39,8 +39,8 @@ def rows(mean, *, spread=0.1, voice_shift=(0, 0, 0, 0), metric="chrf", key=0, vi
 def evidence(**changes):
     subjects = [
         Subject("base"),
-        Subject("sft", (0,), optimised_by("sft")),
-        Subject("rba-single", (0, 1), optimised_by("rba-single")),
+        Subject("sft", (0,), optimised_by(["ce"])),
+        Subject("rba-single", (0, 1), optimised_by(["single", "ce"])),
         Subject("text"),
         Subject("self-cascade"),
     ]
@@ -148,7 +148,7 @@ def test_optimised_metrics_are_never_headlines():
         for (name, seed, task), own in evidence().scores.items()
         if task == "open"
     }
-    subjects = [Subject("base"), Subject("rba-group", (0,), optimised_by("rba-group", ce_weight=0.2)), Subject("text")]
+    subjects = [Subject("base"), Subject("rba-group", (0,), optimised_by(["group", "ce"])), Subject("text")]
     scores[("rba-group", 0, "open")] = scores[("sft", 0, "open")]
     found = build(Evidence(subjects, {"open": EXAMPLES}, scores), resamples=100, seed=0)
     assert find(found, "rba-group", "similarity")["optimised"]
@@ -159,18 +159,19 @@ def test_optimised_metrics_are_never_headlines():
 
 
 @pytest.mark.parametrize(
-    ("objective", "settings", "optimised", "free"),
+    ("terms", "settings", "optimised", "free"),
     [
-        ("sft", {}, {"nll", "teacher-likelihood"}, {"chrf", "qa", "similarity"}),
-        ("kd", {}, {"nll", "teacher-likelihood"}, {"chrf", "qa"}),
-        ("rba-group", {"ce_weight": 0.0}, {"similarity", "consistency:minilm"}, {"nll", "chrf", "wordllama"}),
-        ("rba-group", {"ce_weight": 0.2}, {"similarity", "nll"}, {"chrf", "wordllama"}),
-        ("rba-group", {"scorer": "chrf"}, {"chrf"}, {"similarity", "wordllama"}),
-        ("base", {}, set(), {"nll"}),
+        (["ce"], {}, {"nll", "teacher-likelihood"}, {"chrf", "qa", "similarity"}),
+        (["kd"], {}, {"nll", "teacher-likelihood"}, {"chrf", "qa"}),
+        (["group"], {}, {"similarity", "consistency:minilm"}, {"nll", "chrf", "wordllama"}),
+        (["group", "ce"], {}, {"similarity", "nll"}, {"chrf", "wordllama"}),
+        (["grpo"], {"scorer": "chrf"}, {"chrf"}, {"similarity", "wordllama"}),
+        ([], {}, set(), {"nll"}),
+        (["opd"], {}, {"nll", "teacher-likelihood"}, {"chrf", "qa", "similarity"}),
     ],
 )
-def test_who_optimises_what(objective, settings, optimised, free):
-    names = optimised_by(objective, **settings)
+def test_who_optimises_what(terms, settings, optimised, free):
+    names = optimised_by(terms, **settings)
     assert optimised <= names
     assert not free & names
 
@@ -212,8 +213,8 @@ def test_further_samples_serve_consistency_alone():
 
 
 def test_a_rewarded_headline_metric_judges_nobody():
-    rewarded = Subject("rba-group", (0,), optimised_by("rba-group", scorer="chrf"))
-    subjects = [Subject("base"), Subject("sft", (0,), optimised_by("sft")), rewarded]
+    rewarded = Subject("rba-group", (0,), optimised_by(["group"], "chrf"))
+    subjects = [Subject("base"), Subject("sft", (0,), optimised_by(["ce"])), rewarded]
     own = {("base", None, "open"): rows(0.3, key=1), ("sft", 0, "open"): rows(0.3, key=2)}
     own["rba-group", 0, "open"] = rows(0.5, key=3)
     found = build(Evidence(subjects, {"open": EXAMPLES}, own), resamples=100, seed=0)

@@ -30,7 +30,7 @@ def run(tmp_path, answers, **options):
         tmp_path / "open.jsonl",
         tmp_path / "open.scores.jsonl",
         EXAMPLES,
-        {"chrf": scorers.build("chrf"), "teacher-likelihood": scorers.build("teacher-likelihood")},
+        {"chrf": scorers.build("chrf", against="reference"), "teacher-likelihood": scorers.build("teacher-likelihood")},
         floors={"chrf": 0.0, "teacher-likelihood": None},
         label="test",
         **options,

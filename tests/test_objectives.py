@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbalign.train.objectives import KD_CHUNK, Answers, kd, rba_group, rba_single, sft
+from rbalign.train.objectives import KD_CHUNK, Answers, advantages, grpo, kd, opd, rba_group, rba_single, sft
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens/trl_dpo.json").read_text())
 
@@ -181,3 +181,39 @@ def test_kd_does_not_depend_on_the_cut(data):
     parts = [kd(student[[i]], teacher[[i]], mask[[i]]) for i in order]
     torch.testing.assert_close(sum(p.sum for p in parts), whole.sum)
     assert sum(p.weight.item() for p in parts) == whole.weight.item()
+
+
+def test_advantages_are_relative_to_all_samples_of_the_instruction():
+    assert advantages([1.0, None, 3.0], "none") == [-1.0, None, 1.0]
+    assert advantages([1.0, None, 3.0]) == pytest.approx([-1 / (2**0.5 + 1e-4), None, 1 / (2**0.5 + 1e-4)])
+    assert advantages([0.5, 0.5, None]) == [None] * 3
+    assert advantages([0.5, None]) == [None] * 2
+
+
+def test_grpo_reductions_are_three_weights_of_the_same_tokens():
+    rows = answers([[-1.0, -2.0, -0.5], [-4.0]], [3, 1])
+    gain = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    found = {name: grpo(rows, gain, reduction=name, cap=10) for name in ("token_mean", "sample_mean", "constant")}
+    for name, expected in {"token_mean": (-5.0, 4), "sample_mean": (-1.0, 2), "constant": (-0.5, 2)}.items():
+        assert (found[name].sum.item(), found[name].weight.item()) == pytest.approx(expected, abs=1e-12)
+    found["token_mean"].sum.backward()
+    assert rows.logprobs.grad.tolist() == [[-2, -2, -2], [1, 0, 0]]
+
+
+def test_grpo_clips_what_has_moved_far_enough():
+    """Ratio 2 with a positive and a negative advantage, ratio 1/2 likewise: only two of the four are held."""
+    rows = answers([[math.log(0.4)], [math.log(0.4)], [math.log(0.1)], [math.log(0.1)]], [1, 1, 1, 1])
+    drawn = torch.full((4, 1), math.log(0.2), dtype=torch.float64)
+    loss = grpo(rows, torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64), drawn, clip=(0.2, 0.3))
+    assert loss.sum.item() == pytest.approx(-1.3 + 2.0 - 0.5 + 0.8)
+    assert loss.diagnostics["clipped"].tolist() == [1, 0, 0, 1]
+    loss.sum.backward()
+    assert (rows.logprobs.grad[:, 0] != 0).tolist() == [False, True, True, False]
+
+
+def test_opd_is_the_divergence_to_the_teacher():
+    q = np.array([0.5, 0.3, 0.2])
+    student = torch.tensor(np.log(q)[None, None], requires_grad=True)
+    loss = opd(student, torch.zeros(1, 1, 3, dtype=torch.float64), torch.tensor([[True]]))
+    assert loss.sum.item() == pytest.approx(float((q * (np.log(q) - math.log(1 / 3))).sum()), abs=1e-12)
+    assert loss.diagnostics["reverse_kl"].tolist() == [loss.sum.item()]

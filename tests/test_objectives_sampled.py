@@ -12,7 +12,7 @@ import torch
 
 from rbalign.keys import Key
 from rbalign.lm.sampler import SamplingParams, draw
-from rbalign.train.objectives import Answers, rba_group, rba_single, sft
+from rbalign.train.objectives import Answers, advantages, grpo, opd, rba_group, rba_single, sft
 from rbalign.train.rollout import best_and_worst
 
 END, DRAWS = 0, 6000
@@ -153,3 +153,108 @@ def test_the_identity_ends_where_the_reference_is_another():
     ce = torch.autograd.grad(sft(chosen.logprobs, chosen.mask, reduction="sum").sum, live)[0].flatten()
     rest = exact - (exact @ ce) / (ce @ ce) * ce
     assert rest.norm() > 0.05 * exact.norm()
+
+
+def taken(theta, reference, behaviour, view, ids, capped):
+    """One sample as grpo takes it: Answers of one row, and its log-probs when drawn."""
+    own = rows(theta, reference, [(view, *shorten(ids, capped))])
+    return own, logprobs_of(behaviour[view], shorten(ids, capped)[0]).detach()[None]
+
+
+def grpo_gradient(theta, reference, behaviour, drawn, capped, kl, estimator, exact=False):
+    """One sample a view; advantages are relative to both views' samples."""
+    gained = advantages([SCORES[ids] for ids in drawn], "none")
+    live = theta.clone().requires_grad_()
+    loss = live.sum() * 0.0
+    for view, (ids, advantage) in enumerate(zip(drawn, gained, strict=True)):
+        if advantage is None:
+            continue
+        kept = shorten(ids, capped)[0]
+        if exact:
+            own, old, base = (logprobs_of(table[view], kept) for table in (live, behaviour, reference))
+            ratio = (own - old.detach()).exp()
+            log_ratio = own - base.detach()
+            penalty = log_ratio**2 / 2 if estimator == "k2" else (-log_ratio).exp() - 1 + log_ratio
+            bounded = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.4) * advantage)
+            loss = loss + (kl * penalty - bounded).sum()
+        else:
+            one, old = taken(live, reference, behaviour, view, ids, capped)
+            settings = {"clip": (0.1, 0.4), "kl": kl, "kl_estimator": estimator}
+            loss = loss + grpo(one, torch.tensor([advantage]), old, **settings).sum
+    return torch.autograd.grad(loss, live)[0]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize(("stale", "kl", "estimator"), [(False, 0.0, "k2"), (True, 0.3, "k2"), (False, 0.3, "k3")])
+def test_grpo_sampled_gradient_is_exact_in_the_mean(capped, stale, kl, estimator):
+    theta, reference = tables(13), tables(14)
+    behaviour = theta + 0.3 * tables(15) if stale else theta
+    both = list(itertools.product(SEQUENCES, repeat=2))
+    settings = (theta, reference, behaviour)
+    of = {drawn: grpo_gradient(*settings, drawn, capped, kl, estimator) for drawn in both}
+    chance = {d: torch.stack([logprobs_of(behaviour[v], d[v]).sum() for v in (0, 1)]).sum().exp() for d in both}
+    exact = sum(chance[d] * grpo_gradient(*settings, d, capped, kl, estimator, exact=True) for d in both)
+    drawn = zip(*(keyed_samples(behaviour[view], view) for view in (0, 1)), strict=True)
+    assert_mean_equals([of[d] for d in drawn], exact)
+
+
+def divergence(p, q):
+    return (p.exp() * (p - q)).sum()
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_the_kl_term_has_the_gradient_that_its_name_promises(estimator):
+    """First tokens alone, all enumerated: k2 pulls like KL(policy || reference), k3 like KL(reference || policy)."""
+    theta, reference = tables(9)[0, 0], tables(10)[0, 0].log_softmax(-1)
+    live = theta.clone().requires_grad_()
+    own = live.log_softmax(-1)
+    ones = torch.ones(3, 1, dtype=torch.bool)
+    samples = Answers(own[:, None], ones, reference[:, None], torch.zeros(3, dtype=torch.bool))
+    expected = torch.zeros(3, dtype=torch.float64)
+    for token in range(3):
+        row = Answers(*(value[token : token + 1] for value in samples))
+        loss = grpo(row, torch.zeros(1, dtype=torch.float64), kl=1.0, kl_estimator=estimator).sum
+        expected += theta.softmax(-1)[token] * torch.autograd.grad(loss, live, retain_graph=True)[0]
+    promised = divergence(own, reference) if estimator == "k2" else divergence(reference, own)
+    torch.testing.assert_close(expected, torch.autograd.grad(promised, live)[0], atol=1e-12, rtol=0)
+
+
+def logits_of(theta, ids):
+    """The distributions that predicted each token; the forced end has the same one everywhere: no divergence."""
+    before = [0, *ids[:-1]]
+    table = [theta.new_tensor([50.0, 0.0, 0.0]) if place == 2 else theta[token] for place, token in enumerate(before)]
+    return torch.stack(table)
+
+
+def opd_gradient(theta, teacher, ids, capped, exact=False):
+    kept = shorten(ids, capped)[0]
+    live = theta.clone().requires_grad_()
+    own, target = logits_of(live[0], kept), logits_of(teacher[1], kept)
+    if exact:
+        loss = sum(divergence(a, b) for a, b in zip(own.log_softmax(-1), target.log_softmax(-1), strict=True))
+    else:
+        loss = opd(own[None], target[None], torch.ones(1, len(kept), dtype=torch.bool)).sum
+    return torch.autograd.grad(loss, live)[0]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_opd_sampled_gradient_is_exact_in_the_mean(capped):
+    theta, teacher = tables(11), tables(12)
+    of = {ids: opd_gradient(theta, teacher, ids, capped) for ids in SEQUENCES}
+    chance = {ids: logprobs_of(theta[0], ids).sum().exp() for ids in SEQUENCES}
+    exact = sum(chance[ids] * opd_gradient(theta, teacher, ids, capped, exact=True) for ids in SEQUENCES)
+    assert_mean_equals([of[ids] for ids in keyed_samples(theta[0], 0)], exact)
+
+
+def test_opd_has_the_gradient_of_the_score_function_form():
+    """E[sum_t grad log pi(y_t) (log pi(y_t) - log p_T(y_t))], the form for a teacher that gives log-probs alone."""
+    theta, teacher = tables(11), tables(12)
+    whole, by_score = torch.zeros_like(theta), torch.zeros_like(theta)
+    for ids in SEQUENCES:
+        chance = logprobs_of(theta[0], ids).sum().exp()
+        whole += chance * opd_gradient(theta, teacher, ids, capped=False)
+        live = theta.clone().requires_grad_()
+        own = logprobs_of(live[0], ids)
+        log_ratio = (own - logprobs_of(teacher[1], ids)).detach()
+        by_score += chance * torch.autograd.grad((own * log_ratio).sum(), live)[0]
+    torch.testing.assert_close(whole, by_score, atol=1e-12, rtol=0)

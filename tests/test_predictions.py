@@ -79,7 +79,7 @@ def test_each_clips_response_against_the_independent_reference(data, tmp_path, c
     ]
     found = values(tmp_path / "runs" / "mine")
     for metric, scorer in (
-        ("chrf", scorers.build("chrf")),
+        ("chrf", scorers.build("chrf", against="reference")),
         ("similarity", scorers.build("similarity", against="reference", embedder=Letters())),
     ):
         by_hand = scorer([], said, [], reference=references)
@@ -99,7 +99,7 @@ def test_missing_and_failed_stay_in_the_denominator(data, tmp_path):
     ]
     run = score_predictions(outside)
     found = values(run.folder)
-    alone = scorers.build("chrf")([], ["It is Paris."], [], reference=["Boil the water first."])[0]
+    alone = scorers.build("chrf", against="reference")([], ["It is Paris."], [], reference=["Boil the water first."])[0]
     assert found["chrf"]["value"] == pytest.approx(alone / 3, abs=1e-6)
     assert found["chrf"]["n"] == 3
     assert found["failed"]["value"] == pytest.approx(2 / 3, abs=1e-6)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbalign import scorers
-from rbalign.errors import UsageError
+from rbalign.errors import DataError, UsageError
 from rbalign.scorers.base import as_text
+from rbalign.scorers.constraints import follows
 from rbalign.scorers.qa import matches, tokens
 
 
@@ -73,14 +74,14 @@ def test_tokens_fold_spelling_and_numbers():
 
 
 def test_chrf_golden():
-    same, other, empty, unscored = score("chrf", ["a cat sat", "zzzz", "", "a"], reference=["a cat sat"] * 3 + [None])
+    same, other, empty, unscored = score("chrf", ["a cat sat", "zzzz", "", "a"], answer=["a cat sat"] * 3 + [None])
     assert same == pytest.approx(1.0)
     assert other == 0.0
     assert empty == 0.0
     assert unscored is None
     # By hand, order 1 and 2 only contribute for two letters: "ab" against "ac" has P = R = 1/2 at order 1, 0 at 2;
     # sacrebleu averages orders that both sides have: P = R = 1/4, so F2 = 1/4.
-    assert score("chrf", ["ab"], reference=["ac"]) == [pytest.approx(0.25)]
+    assert score("chrf", ["ab"], answer=["ac"]) == [pytest.approx(0.25)]
 
 
 def test_similarity_by_hand():
@@ -101,7 +102,10 @@ def test_likelihood_is_the_mean_and_bounded():
 
 
 anything = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text(max_size=5), max_size=3), st.binary())
-BOUNDS = {"similarity": (-1, 1), "chrf": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1)}
+BOUNDS = {
+    "similarity": (-1, 1), "chrf": (0, 1), "bleu": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1),
+    "length": (0, 1), "repetition": (0, 1), "novelty": (0, 1), "language": (0, 1), "constraints": (0, 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDS))
@@ -116,6 +120,85 @@ def test_total_and_bounded(name, rows):
     assert all(value is None or low <= value <= high for value in values)
 
 
+def test_bleu_golden():
+    said = ["the cat sat on the mat", "the cat", "", "x"]
+    same, part, empty, unscored = score("bleu", said, answer=["the cat sat on the mat"] * 3 + [None])
+    assert same == pytest.approx(1.0)
+    # Precisions 1 (effective order 2), brevity exp(1 - 6/2).
+    assert part == pytest.approx(np.exp(-2), rel=1e-6)
+    assert (empty, unscored) == (0.0, None)
+
+
+def test_degenerate_answers_give_themselves_away():
+    answer = "The capital of France is Paris."
+    said = [
+        answer,
+        "",
+        "Paris Paris Paris Paris Paris Paris",
+        "What is the capital of France?",
+        "Der Fluss ist sehr lang und tief.",
+    ]
+    of = {name: scorers.build(name)(["What is the capital of France?"] * 5, said, [[]] * 5, answer=[answer] * 5)
+          for name in ("length", "repetition", "novelty", "language")}  # fmt: skip
+    assert of["length"] == [1.0, 0.0, 1.0, 1.0, 6 / 7]
+    assert of["repetition"] == [1.0, 0.0, 0.25, 1.0, 1.0]
+    assert of["novelty"] == [0.5, 0.0, 1.0, 0.0, 1.0]
+    assert of["language"] == [1.0, 0.0, of["language"][2], 1.0, 0.0]
+
+
+def test_a_weighted_sum_is_unscored_where_a_part_is():
+    mixed = scorers.build({"length": 3.0, "qa": 1.0})
+    assert mixed.needs == frozenset()
+    columns = {"answer": ["Paris now", "Rome", ""], "aliases": [["Paris"]] * 3}
+    assert mixed(["?"] * 3, ["Paris", "Rome", "Oslo"], [[]] * 3, **columns) == [(3 * 0.5 + 1) / 4, 3 / 4, None]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "arguments", "kept", "broken"),
+    [
+        ("change_case:english_capital", {}, "I AM 4 YOU!", "I AM 4 you"),
+        ("change_case:english_capital", {}, "ÉTÉ", "123"),
+        ("change_case:english_lowercase", {}, "all small, 3 words", "All small"),
+        ("startend:quotation", {}, ' "Yes." ', '"'),
+        ("startend:quotation", {}, '"a" or "b"', '"Yes.'),
+        ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "a: 1"),
+        ("detectable_format:json_format", {}, "```JSON [1]```", "``` json {} ``` and more"),
+        ("detectable_format:title", {}, "<<A song>> la la", "<< >> la"),
+        ("detectable_format:title", {}, "<< >> and <<yes>>", "<<one\ntwo>>"),
+        ("combination:repeat_prompt", {"prompt_to_repeat": " Say it. "}, '"Say it." Well', "Well, say it."),
+        ("startend:end_checker", {"end_phrase": "Any more?"}, 'Yes. any more?"', "Any more? No."),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n** b"),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 3}, "• a\\n 1. b\\n- c", "• a\n1. b\n- c\n2 d"),
+        ("keywords:existence", {"keywords": ["Cat", "dog"]}, "concatenated dogs", "a cat"),
+        ("keywords:forbidden_words", {"forbidden_words": ["art"]}, "a party", "Art, you say"),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\none\n\ntwo\n", "one *** *** two"),
+        ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one***two", "one"),
+        ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}, "Yes. No", "Yes."),
+        (
+            "length_constraints:number_sentences",
+            {"num_sentences": 2, "relation": "less than"},
+            "It is 3.5 km.",
+            "A. B.",
+        ),
+        ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "two words", "It's two"),
+        ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "It's two", "two words"),
+    ],
+)
+def test_constraints_golden(constraint, arguments, kept, broken):
+    assert follows(kept, constraint, arguments)
+    assert not follows(broken, constraint, arguments)
+    assert not follows(" \n", constraint, arguments)
+
+
+def test_constraints_of_a_row_must_all_hold():
+    rows = [[["startend:quotation", {}], ["change_case:english_lowercase", None]]] * 2 + [[], None]
+    assert score("constraints", ['"yes"', '"Yes"', "x", "x"], constraints=rows) == [1.0, 0.0, None, None]
+    with pytest.raises(UsageError, match=r"unknown constraint 'startend:quote'.*startend:quotation"):
+        follows("x", "startend:quote")
+    with pytest.raises(DataError, match="num_word"):
+        follows("x", "length_constraints:number_words", {"num_word": 3})
+
+
 def test_messages_and_lone_surrogates_are_texts():
     assert as_text([{"role": "assistant", "content": "hello"}]) == "hello"
     assert score("qa", ["\ud800 Paris"], aliases=[["Paris"]]) == [1.0]
@@ -123,7 +206,7 @@ def test_messages_and_lone_surrogates_are_texts():
 
 
 def test_unknown_name_and_resource():
-    assert scorers.names() == ["chrf", "qa", "similarity", "teacher-likelihood"]
+    assert scorers.names() == sorted(BOUNDS)
     with pytest.raises(UsageError, match="did you mean 'chrf'"):
         scorers.build("chrff")
     with pytest.raises(UsageError, match="constructor"):

@@ -107,6 +107,18 @@ def test_a_fork_does_again_only_what_changed_and_what_comes_after(tmp_path: Path
     assert fake.ran == ["align", "eval", "report"]
 
 
+def test_one_stage_of_a_fork_takes_over_what_comes_before_it(tmp_path: Path, fake: FakeStages) -> None:
+    go(tmp_path)
+    fake.ran.clear()
+    go(tmp_path, only="align", fork="other", align={"beta": 0.2})
+    assert fake.ran == ["align"]
+    fake.ran.clear()
+    with pytest.raises(RunError, match="align needs synth"):
+        go(tmp_path, only="align", fork="third", synth={"train": 9})
+    go(tmp_path, only="synth", fork="third", synth={"train": 8})
+    assert fake.ran == ["synth"]
+
+
 def test_fields_that_change_no_result_may_change(tmp_path: Path, fake: FakeStages) -> None:
     go(tmp_path)
     fake.ran.clear()

@@ -171,7 +171,7 @@ def fakes(monkeypatch):
         for chunk in chunks:
             yield write_drafts(FakeTeacher(), config, seed, chunk)
 
-    def speak_shard(views, texts, workers):
+    def speak_shard(views, texts, workers, **around):
         for view in reversed(views):
             spoken.append(view.id)
             tone = 0.1 * np.sin(np.arange(1600) * 0.01 * (1 + view.index)).astype(np.float32)
@@ -204,11 +204,11 @@ def test_the_stage_writes_a_whole_dataset_and_restarts_cost_nothing(tmp_path, fa
     # A start that dies while speaking the second split, then another: same content.
     real, calls = stage.speak_shard, []
 
-    def dies(views, texts, workers):
+    def dies(*shard, **around):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(views, texts, workers)
+        return real(*shard, **around)
 
     monkeypatch.setattr(stage, "speak_shard", dies)
     with RunDir.open(tmp_path / "b", RECIPE) as run:
@@ -254,7 +254,7 @@ def ready(tmp_path, fakes):
         made = Dataset.open(run.path("data"))
     writer = DatasetWriter(tmp_path / "shipped", made.manifest)
     writer.add_examples(replace(e, id=f"heldout-{e.id}") for e in made.examples())
-    moved = [View(f"heldout-{v.example_id}", v.index, v.split, v.spec, v.seconds, v.flac) for v in made.views()]
+    moved = [replace(v, example_id=f"heldout-{v.example_id}", flac=v.flac) for v in made.views()]
     writer.commit_views("test", 0, moved)
     writer.finish()
     fakes.clear()

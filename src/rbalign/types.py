@@ -12,10 +12,12 @@ from typing import Any
 
 
 class StopReason(StrEnum):
-    """Why a sample ended. A LENGTH sample carries no end token and is never taught one."""
+    """Why a sample ended. A LENGTH sample carries no end token and is never taught one; FAILED means that a server
+    gave none at all."""
 
     END = "end"
     LENGTH = "length"
+    FAILED = "failed"
 
 
 class Split(StrEnum):
@@ -34,8 +36,11 @@ class ViewSpec:
     voice: str
     speed: float = 1.0
     channel: str = "clean"
+    """In the language of `config.views`: "noise:babble@5dB+telephone"."""
     delivery: str = "fluent"
+    """In the language of `config.views`: what was done to the text, "filler+stutter"."""
     seed: int = 0
+    """With the view's id it keys all that was drawn for channel and delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,10 @@ class View:
     spec: ViewSpec
     seconds: float
     flac: bytes = field(repr=False, default=b"")
+    said: str | None = None
+    """What the voice was given to say, where the delivery is not fluent; None: the example's `spoken`."""
+    retracted: str | None = None
+    """What `said` says first and takes back: a value (correction) or a start (restart). Not part of `spoken`."""
 
     @property
     def id(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +39,9 @@ def read_audio(source: Path | str | bytes, *, rate: int = 16_000, limits: Limits
     Raises DataError, naming the file and the limit, for what is no audio, too long, damaged or not finite.
     """
     name = "audio bytes" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise DataError(f"{name} is no file", "name an existing audio file")
-    try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            _check_header(file, name, limits or Limits())
-            samples = file.read(dtype="float32", always_2d=True)
-            native, promised = file.samplerate, file.frames
-    except (soundfile.LibsndfileError, OSError) as error:
-        reason = str(error).rpartition(": ")[2].rstrip(".")
-        raise DataError(f"{name} cannot be read: {reason}", "convert it to FLAC or WAV") from None
+    with _opened(source, name, limits) as file:
+        samples = file.read(dtype="float32", always_2d=True)
+        native, promised = file.samplerate, file.frames
     if len(samples) < promised:
         raise DataError(f"{name} ends after {len(samples)} of {promised} frames", "fetch or convert it again")
     if not np.isfinite(samples).all():
@@ -56,6 +51,27 @@ def read_audio(source: Path | str | bytes, *, rate: int = 16_000, limits: Limits
         mono = soxr.resample(mono, native, rate)
     clipped: np.ndarray = np.clip(mono, -1.0, 1.0)
     return clipped
+
+
+def audio_seconds(source: Path | str | bytes, *, limits: Limits | None = None) -> float:
+    """How long a clip lasts, by its header alone. Raises DataError for what a header shows; see `read_audio`."""
+    name = "audio bytes" if isinstance(source, bytes) else str(source)
+    with _opened(source, name, limits) as file:
+        return float(file.frames / file.samplerate)
+
+
+@contextmanager
+def _opened(source: Path | str | bytes, name: str, limits: Limits | None) -> Iterator[soundfile.SoundFile]:
+    """An open file whose header has passed; what libsndfile refuses, here or while it is read, is a DataError."""
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise DataError(f"{name} is no file", "name an existing audio file")
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            _check_header(file, name, limits or Limits())
+            yield file
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = str(error).rpartition(": ")[2].rstrip(".")
+        raise DataError(f"{name} cannot be read: {reason}", "convert it to FLAC or WAV") from None
 
 
 def _check_header(file: soundfile.SoundFile, name: str, limits: Limits) -> None:

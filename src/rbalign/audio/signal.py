@@ -9,29 +9,19 @@ import numpy as np
 import soxr
 from scipy import signal
 
-from rbalign.errors import UsageError, unknown
+from rbalign.errors import UsageError
 
 QUIET = 0.01
 """Samples under 1 % (-40 dB) of the clip's own peak count as silence."""
 
-CHANNELS = ("clean", "noise", "room", "telephone")
-"""What `transmit` can do to a clip: the values of `ViewSpec.channel`."""
+LOWEST_HZ = 20.0
+"""Noise of a stated colour starts here. Nobody hears what lies below; in four seconds of pink noise it would be 40 % of
+the power, and the signal-to-noise ratio would speak of it."""
 
-SNR_DB = (5.0, 20.0)
-"""Signal-to-noise ratios that the channel "noise" draws from: a street to a quiet office."""
-
-
-def transmit(samples: np.ndarray, channel: str, generator: np.random.Generator, rate: int = 16_000) -> np.ndarray:
-    """The clip as it arrives through a channel of CHANNELS; same length. UsageError for another name."""
-    if channel == "clean":
-        return samples
-    if channel == "noise":
-        return add_noise(samples, generator.uniform(*SNR_DB), generator)
-    if channel == "room":
-        return room(samples, generator, rate)
-    if channel == "telephone":
-        return telephone(samples, rate)
-    raise unknown("channel", channel, CHANNELS)
+PACKET_SECONDS = 0.02
+"""What one packet of a call carries (RFC 3551, section 4.2)."""
+MEAN_BURST = 3.0
+"""Packets lost in a row, on average: 60 ms."""
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
@@ -48,13 +38,68 @@ def change_pitch(samples: np.ndarray, semitones: float, rate: int = 16_000) -> n
     return np.pad(shifted[: len(samples)], (0, max(0, len(samples) - len(shifted))))
 
 
-def add_noise(samples: np.ndarray, snr_db: float, generator: np.random.Generator) -> np.ndarray:
-    """Add noise of a drawn colour (spectrum 1/f^a, a from 0 = white to 2 = brown) at a signal-to-noise ratio in dB."""
-    spectrum = np.fft.rfft(generator.standard_normal(len(samples)))
-    frequencies = np.maximum(1, np.arange(len(spectrum)))
-    noise = np.fft.irfft(spectrum * frequencies ** (-generator.uniform(0.0, 2.0) / 2), len(samples))
+def change_gain(samples: np.ndarray, gain_db: float) -> np.ndarray:
+    """Louder or softer by so many dB; what goes beyond full scale is cut off, as in an overdriven input."""
+    louder: np.ndarray = np.clip(samples * 10.0 ** (gain_db / 20.0), -1.0, 1.0).astype(np.float32)
+    return louder
+
+
+def mix(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add noise (n,) so that speech stands `snr_db` above it: the ratio of the two RMS over the whole clip, pauses too.
+
+    Silent noise or a silent clip stays silent. A sum that is too loud is turned down as a whole.
+    """
     target = _rms(samples) * 10.0 ** (-snr_db / 20.0)
     return _within(samples + noise * target / max(_rms(noise), 1e-12))
+
+
+def add_noise(
+    samples: np.ndarray,
+    snr_db: float,
+    generator: np.random.Generator,
+    exponent: float | None = None,
+    rate: int = 16_000,
+) -> np.ndarray:
+    """Add noise of spectrum 1/f^exponent (0 white, 1 pink, 2 brown; None draws 0 to 2) at a ratio in dB, see `mix`.
+
+    A stated exponent has no power below LOWEST_HZ; a drawn one goes down to one period in the clip.
+    """
+    spectrum = np.fft.rfft(generator.standard_normal(len(samples)))
+    frequencies = np.maximum(1, np.arange(len(spectrum)))
+    spectrum *= frequencies ** (-(generator.uniform(0.0, 2.0) if exponent is None else exponent) / 2)
+    if exponent is not None:
+        spectrum[np.fft.rfftfreq(len(samples), 1.0 / rate) < LOWEST_HZ] = 0.0
+    return mix(samples, np.fft.irfft(spectrum, len(samples)), snr_db)
+
+
+def clip_peaks(samples: np.ndarray, share: float) -> np.ndarray:
+    """Cut the peaks off so that this share (0 to 1) of the samples lies at the ceiling; digital silence does not count.
+
+    The loudness is not made up for.
+    """
+    loud = np.abs(samples[samples != 0.0])
+    if not loud.size:
+        return samples
+    ceiling = np.quantile(loud, 1.0 - share)
+    cut: np.ndarray = np.clip(samples, -ceiling, ceiling).astype(np.float32)
+    return cut
+
+
+def lose_packets(samples: np.ndarray, share: float, generator: np.random.Generator, rate: int = 16_000) -> np.ndarray:
+    """Lose this share (0 to 0.5, in the long run) of the packets, in bursts of MEAN_BURST. Silence takes their place.
+
+    Gilbert's chain (Gilbert 1960; Hasslinger and Hohlfeld 2008): all arrive in its good state, none in its bad one.
+    It starts in its stationary state, so that a short clip loses neither more nor less than a long one.
+    """
+    size = max(1, round(PACKET_SECONDS * rate))
+    recover = 1.0 / MEAN_BURST
+    fail = share * recover / (1.0 - share)
+    lost: list[bool] = []
+    for draw in generator.random(-(-len(samples) // size)):
+        lost.append(bool(draw < (share if not lost else 1.0 - recover if lost[-1] else fail)))
+    arrived = ~np.repeat(np.array(lost, dtype=bool), size)[: len(samples)]
+    heard: np.ndarray = np.where(arrived, samples, np.float32(0.0)).astype(np.float32)
+    return heard
 
 
 def room(samples: np.ndarray, generator: np.random.Generator, rate: int = 16_000) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="The names that recipes may use.")
@@ -50,19 +48,12 @@ def voices() -> None:
 def objectives() -> None:
     """What `[align] arms` may name."""
     from rbalign.cli.show import table
-    from rbalign.config.sections import AlignConfig
+    from rbalign.config.mixtures import ARMS, MATCHING, TERMS
 
-    # Beside the schema's own list, so that a new arm without a line here fails at once.
-    what = {
-        "sft": "cross-entropy on the teacher's answer, given the speech",
-        "kd": "KL from the teacher on text to the student on speech, on the teacher's answer",
-        "rba-single": "the teacher's answer preferred over the model's own sample, for every voice",
-        "rba-group": "the best of the samples over all voices preferred over the worst, by a scorer",
-        "sft-matched": "sft for as many updates as spend the operations of the run's RBA arm",
-        "kd-matched": "kd likewise",
-    }
-    (arms, _) = get_args(AlignConfig.model_fields["arms"].annotation)
-    table("objectives", ("name", "what"), [[arm, what[arm]] for arm in get_args(arms)])
+    arms = [[name, " + ".join(terms), TERMS[next(iter(terms))]] for name, terms in ARMS.items()]
+    matching = [[name, name.partition("-")[0], what] for name, what in MATCHING.items()]
+    own = [["your own", "any of " + " ".join(TERMS), "[align.mixtures] NAME = {TERM = WEIGHT}"]]
+    table("objectives", ("arm", "terms", "what"), [*arms, *matching, *own])
 
 
 @app.command()

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rbalign.config.recipe import STAGES, Recipe
-from rbalign.config.sections import Section
+from rbalign.config.section import Section
 from rbalign.errors import UsageError, unknown
 
 REFERENCE = "docs/recipe.md"
@@ -53,7 +53,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe with every default written out, as TOML that `load_recipe` reads back to an equal recipe."""
+    """The recipe with its defaults written out, as TOML that `load_recipe` reads back to an equal recipe.
+
+    Keys that came later (`Section.younger`) stand in it only where they differ from their default.
+    """
     import tomli_w
 
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
@@ -225,15 +228,23 @@ def _one_line(error: ValidationError, table: Mapping[str, Any], path: Path, over
     dotted = _dotted(keys)
     if first["type"] == "missing":
         return UsageError(f"{path}: {dotted} is missing{more}", f"add the line {keys[-1]} = ... to it")
+    override = next((key for key in overrides if dotted == key or dotted.startswith((f"{key}.", f"{key}["))), None)
+    where = f"--{override}" if override == dotted else f"--{override}: {dotted}" if override else f"{path}: {dotted}"
+    cure = f"give --{override} another value" if override else f"mend it there; see {REFERENCE}"
+    refused = first.get("ctx", {}).get("error")
+    if isinstance(refused, UsageError):  # a check of our own: it says itself what was given and what is allowed
+        return UsageError(f"{where}: {refused.problem}{more}", refused.cure or cure)
     # The members of a union each report: "a valid string or a valid array".
     rule = " or ".join(_rule(each) for each, place in zip(error.errors(), places, strict=True) if place == keys)
-    override = next((key for key in overrides if dotted == key or dotted.startswith((f"{key}.", f"{key}["))), None)
-    given = json.dumps(_at(table, keys), ensure_ascii=False)
+    given = _shown(keys, json.dumps(_at(table, keys), ensure_ascii=False))
     close = difflib.get_close_matches(given.strip('"'), str(first.get("ctx", {}).get("expected", "")).split("'"), 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    cure = f"give --{override} another value" if override else f"mend it there; see {REFERENCE}"
-    where = f"--{override}" if override == dotted else f"--{override}: {dotted}" if override else f"{path}: {dotted}"
     return UsageError(f"{where} = {given}{more}; allowed: {rule}", hint + cure)
+
+
+def _shown(keys: Sequence[str | int], given: str) -> str:
+    """What was given, unless it may be a key or a password that went to the wrong place."""
+    return "(not shown)" if keys[-1] == "key_env" or (keys[-1] == "url" and "@" in given) else given
 
 
 def _rule(error: ErrorDetails) -> str:

@@ -6,15 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rbalign.config.sections import (
-    AlignConfig,
-    ConnectConfig,
-    EvalConfig,
-    ReportConfig,
-    Section,
-    SynthConfig,
-    TeacherConfig,
-)
+from rbalign.config.section import Section
+from rbalign.config.sections import AlignConfig, ConnectConfig, EvalConfig, ReportConfig, SynthConfig, TeacherConfig
 
 STAGES = ("synth", "connect", "align", "eval", "report")
 

@@ -6,21 +6,16 @@ GenerationConfig verbatim; the libraries themselves check those values when the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-MATCHED = "-matched"
-"""Ends the name of an arm that trains until its counted operations equal those of the run's RBA arm."""
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A frozen table of a recipe; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
+from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
+from rbalign.config.section import Fraction, Positive, Section
+from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
+from rbalign.errors import UsageError, unknown
 
 
 class Sampling(Section):
@@ -35,10 +30,19 @@ class Sampling(Section):
 
 
 class TeacherConfig(Section):
-    """Who writes: an asset name or a folder that holds a causal LM with a chat template."""
+    """Who writes: an asset name or a folder that holds a causal LM with a chat template, or a server."""
+
+    younger: ClassVar[tuple[str, ...]] = ("endpoint",)
 
     model: str = "smollm2-135m-instruct"
-    """An asset name (`rba list models`) or a folder."""
+    """An asset name (`rba list models`) or a folder. With `endpoint`: the LLM that learns, if [connect] names none."""
+    endpoint: TeacherEndpoint | None = None
+    """A server that writes instead; see docs/endpoints.md."""
+
+    @property
+    def author(self) -> str:
+        """The name of whoever writes, as manifests state it."""
+        return self.endpoint.model if self.endpoint else self.model
 
 
 class FilterConfig(Section):
@@ -61,10 +65,12 @@ class FilterConfig(Section):
 
 
 class ViewPlan(Section):
-    """A rule that says which views an example gets. Several rules add up."""
+    """A rule that says which views an example gets. Several rules add up. docs/views.md has channels and deliveries."""
+
+    younger: ClassVar[tuple[str, ...]] = ("channels", "deliveries")
 
     voices: str | tuple[str, ...] = "kokoro"
-    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari")."""
+    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari", "endpoint")."""
     splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
     """Which splits the rule speaks; every split uses its own voices only."""
     per_example: Positive = 4
@@ -73,12 +79,31 @@ class ViewPlan(Section):
     """The share of examples that this rule speaks, drawn by key."""
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
     """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
+    channels: tuple[str, ...] = ("clean",)
+    """The same for how the clip arrives: "noise:babble@5dB+telephone". What stands twice is drawn twice as often."""
+    deliveries: tuple[str, ...] = ("fluent",)
+    """The same for how the text is said: "filler", "correction", "stutter+pause". The example keeps its fluent text."""
     of: Literal["all", "written", "vocabulary"] = "all"
     """Which examples: those that the teacher wrote, the practice sentences that `vocabulary` makes of them, or both."""
+
+    @field_validator("speeds", "channels", "deliveries")
+    @classmethod
+    def _has_one(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if not given:
+            raise UsageError(f"{info.field_name} is empty", "name at least one, or leave the key out")
+        return given
+
+    @field_validator("channels", "deliveries")
+    @classmethod
+    def _canonical(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        spell = canonical_channel if info.field_name == "channels" else canonical_delivery
+        return tuple(spell(each) for each in given)
 
 
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
+
+    younger: ClassVar[tuple[str, ...]] = ("noise_folder", "endpoint_voices")
 
     train: Annotated[int, Field(ge=0)] = 64
     """Accepted instructions for training."""
@@ -102,14 +127,29 @@ class SynthConfig(Section):
     """How it answers; an answer that does not end within max_new_tokens is dropped."""
     filters: FilterConfig = FilterConfig()
     """Which instructions are kept."""
+    noise_folder: str | None = None
+    """Audio files of yours, in this folder and below, for the channel noise:folder."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
     """Who speaks them."""
+    endpoint_voices: tuple[VoiceEndpoint, ...] = ()
+    """Servers whose voices join the bank as engine "endpoint"; see docs/endpoints.md."""
     batch_size: Positive = 96
     """Instructions sampled at once; any value gives the same texts."""
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
     """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @field_validator("views")
+    @classmethod
+    def _can_be_made(cls, views: tuple[ViewPlan, ...], info: ValidationInfo) -> tuple[ViewPlan, ...]:
+        asked = [c for rule in views for c in rule.channels if any(s.kind == "folder" for s in parse_channel(c))]
+        if asked and info.data.get("noise_folder") is None:
+            raise UsageError(f"channel {asked[0]!r} has no folder", "set [synth] noise_folder to recordings of yours")
+        language = info.data["filters"].language if "filters" in info.data else "en"
+        if language != "en" and any(set(rule.deliveries) != {"fluent"} for rule in views):
+            raise UsageError(f"disfluencies are English, the instructions {language!r}", "leave deliveries out")
+        return views
 
 
 class ConnectConfig(Section):
@@ -147,20 +187,37 @@ class ConnectConfig(Section):
     """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
 
 
-def objective(arm: str) -> str:
-    """What an arm trains by: `sft-matched` by `sft`."""
-    return arm.removesuffix(MATCHED)
+class GrpoConfig(Section):
+    """The coefficients that make GRPO, Dr.GRPO or DAPO of one term."""
+
+    advantage: Literal["std", "none"] = "std"
+    """Divide the centred scores of an instruction by their standard deviation, or (Dr.GRPO) do not."""
+    clip_low: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Lower bound of the probability ratio is 1 - clip_low; it binds where samples are stale."""
+    clip_high: Annotated[float, Field(gt=0.0)] = 0.2
+    """Upper bound is 1 + clip_high (DAPO: 0.28)."""
+    kl: Annotated[float, Field(ge=0.0)] = 0.02
+    """Weight of the divergence from the reference policy; 0 drops it, which is known to collapse on long runs."""
+    kl_estimator: Literal["k2", "k3"] = "k2"
+    """k2 has the gradient of KL(policy || reference), the published k3 that of KL(reference || policy)."""
+    reduction: Literal["token_mean", "sample_mean", "constant"] = "token_mean"
+    """Over all tokens (DAPO), over each sample's tokens and then samples (GRPO), or sums over the cap (Dr.GRPO)."""
 
 
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
 
+    younger: ClassVar[tuple[str, ...]] = ("mixtures", "grpo", "min_score_gap")
+
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
-    arms: tuple[Literal["sft", "kd", "rba-single", "rba-group", "sft-matched", "kd-matched"], ...] = (
-        "sft", "rba-single",
-    )  # fmt: skip
-    """Objectives to train, each from the same start; "-matched" trains on to the compute of the run's RBA arm."""
+    arms: tuple[str, ...] = ("sft", "rba-single")
+    """What to train, each from the same start: names of `rba list objectives` and of `mixtures`; sft-matched and
+    kd-matched train on to the compute of the run's RBA arm."""
+    mixtures: dict[str, dict[str, Annotated[float, Field(ge=0.0)]]] = Field(default_factory=dict)
+    """Arms of your own: NAME = {TERM = WEIGHT}, for instance {single = 1.0, opd = 0.2}."""
+    grpo: GrpoConfig = GrpoConfig()
+    """Coefficients of the term grpo."""
     seeds: tuple[int, ...] = (0,)
     """Each arm is trained once for each."""
     updates: Annotated[int, Field(ge=0)] = 20
@@ -181,12 +238,14 @@ class AlignConfig(Section):
     """"fixed" is the policy at the start; "refresh:K" copies the policy every K updates; "none" drops it."""
     sample_refresh: Literal["step", "epoch"] = "step"
     """Draw the policy's samples at every update, or once an epoch."""
+    min_score_gap: Annotated[float, Field(ge=0.0)] = 0.0
+    """RBA-Group: best and worst samples whose scores lie closer make no pair; ties never do."""
     conditioning: Literal["own", "cross"] = "own"
     """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
     samples_per_view: Positive = 1
     """Own samples for each clip."""
-    scorer: str = "similarity"
-    """What ranks samples for rba-group; see `rba list scorers`."""
+    scorer: str | dict[str, float] = "similarity"
+    """What ranks samples for rba-group and rewards grpo, or several with weights; see `rba list scorers`."""
     train_adapter: bool = False
     """True also trains the adapter; the encoder stays frozen."""
     answer_system: str | None = None
@@ -202,14 +261,34 @@ class AlignConfig(Section):
     save_every: Positive = 10
     """Updates between checkpoints; a resume starts from the last."""
 
-    @field_validator("arms")
+    @field_validator("mixtures")
     @classmethod
-    def _has_rivals(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        rivals = {"rba-single", "rba-group"}.intersection(arms)
-        for arm in arms:
-            if arm.endswith(MATCHED) and not (rivals and objective(arm) in arms):
+    def _known_terms(cls, given: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, terms in given.items():
+            if name in ARMS or not re.fullmatch(r"[a-z0-9][a-z0-9+.]*(-[a-z0-9+.]+)*", name) or name.endswith(MATCHED):
+                raise ValueError(f"{name!r} is no name for a mixture: small letters, digits, + . and single dashes")
+            for term in terms:
+                if term not in TERMS:
+                    raise ValueError(f"mixture {name} has no term {term!r}; there are: {', '.join(TERMS)}")
+            if not any(terms.values()):
+                raise ValueError(f"mixture {name} needs a term with a weight above 0")
+        return given
+
+    @model_validator(mode="after")
+    def _known_arms(self) -> Self:
+        rivals = {"rba-single", "rba-group"}.intersection(self.arms)
+        for arm in self.arms:
+            if arm not in (known := [*ARMS, *MATCHING, *self.mixtures]):
+                raise unknown("[align] arm", arm, known, "or a name of your own in [align.mixtures]")
+            if arm.endswith(MATCHED) and not (rivals and objective(arm) in self.arms):
                 raise ValueError(f"{arm} needs {objective(arm)} and an rba arm beside it, whose operations it matches")
-        return arms
+        return self
+
+    def mixture(self, arm: str) -> dict[str, float]:
+        """The terms of an arm with their weights; a weight of 0 is no term."""
+        chosen = self.mixtures.get(arm) or ARMS[objective(arm)]
+        weighed = {term: self.ce_weight if weight is None else weight for term, weight in chosen.items()}
+        return {term: weight for term, weight in weighed.items() if weight > 0}
 
     @field_validator("lora", "args")
     @classmethod

@@ -1,4 +1,9 @@
-"""One shard of views: a parquet file that `datasets.load_dataset("parquet")` opens as audio, read here lazily."""
+"""One shard of views: a parquet file that `datasets.load_dataset("parquet")` opens as audio, read here lazily.
+
+A shard in which some view is disfluent has two more columns, `said` and `retracted` (null where the delivery is
+fluent). Every other shard is, to the byte, what it was before there were deliveries. `load_dataset` fills the two
+columns with nulls for shards that lack them, if the first shard has them; else give it the `features` of one that has.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,8 @@ _HF_FEATURES = {
 }
 """The `datasets` library's own words for our columns. decode=False: decoding there needs torchcodec."""
 
+_SAID = ("said", "retracted")
+
 SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
@@ -42,7 +49,15 @@ SCHEMA = pa.schema(
     ],
     metadata={"huggingface": json.dumps({"info": {"features": _HF_FEATURES}})},
 )
-_FACTS = [name for name in SCHEMA.names if name != "audio"]
+SCHEMA_SAID = pa.schema(
+    [*SCHEMA, *((name, pa.string()) for name in _SAID)],
+    metadata={
+        "huggingface": json.dumps(
+            {"info": {"features": _HF_FEATURES | {name: {"dtype": "string", "_type": "Value"} for name in _SAID}}}
+        )
+    },
+)
+"""Of shards with a disfluent view."""
 
 
 class StoredView(View):
@@ -54,7 +69,7 @@ class StoredView(View):
     @classmethod
     def lazy(cls, read: Callable[[], bytes], view: View) -> StoredView:
         """The same view with its `flac` slot left unset, so that access falls through to `__getattr__`."""
-        stored = cls(view.example_id, view.index, view.split, view.spec, view.seconds)
+        stored = cls(view.example_id, view.index, view.split, view.spec, view.seconds, b"", view.said, view.retracted)
         object.__delattr__(stored, "flac")
         object.__setattr__(stored, "_read", read)
         return stored
@@ -78,12 +93,15 @@ def encode_shard(views: Sequence[View]) -> bytes:
             "seed": view.spec.seed,
             "seconds": view.seconds,
             "audio": {"bytes": view.flac, "path": f"{view.example_id}-{view.index}.flac"},
+            "said": view.said,
+            "retracted": view.retracted,
         }
         for view in views
     ]
+    schema = SCHEMA if all(view.said is None for view in views) else SCHEMA_SAID
     sink = io.BytesIO()
     try:
-        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        table = pa.Table.from_pylist(rows, schema=schema)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise DataError(f"a view does not fit the shard's columns: {error}", "see data.shards.SCHEMA") from None
     # FLAC does not shrink again, and uncompressed pages can be memory-mapped.
@@ -96,13 +114,14 @@ def read_shard(path: Path, split: str) -> list[View]:
     try:
         stamp = path.stat().st_mtime_ns
         with _open(path) as file:
-            rows = file.read(columns=_FACTS).to_pylist()
+            rows = file.read(columns=[name for name in file.schema_arrow.names if name != "audio"]).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     views: list[View] = []
     for number, row in enumerate(rows):
         spec = ViewSpec(row["voice"], row["speed"], row["channel"], row["delivery"], row["seed"])
-        view = View(row["example_id"], row["index"], split, spec, row["seconds"])
+        said = {name: row.get(name) for name in _SAID}
+        view = View(row["example_id"], row["index"], split, spec, row["seconds"], **said)
         views.append(StoredView.lazy(partial(_read_flac, path, stamp, number), view))
     return views
 
@@ -125,7 +144,7 @@ def _row_group(path: Path, stamp: int, group: int) -> pa.Array:
 
 def _open(path: Path) -> pq.ParquetFile:
     file = pq.ParquetFile(path, memory_map=True)
-    if not file.schema_arrow.equals(SCHEMA):
+    if not any(file.schema_arrow.equals(schema) for schema in (SCHEMA, SCHEMA_SAID)):
         raise DataError(f"{path} is parquet, but not a shard of views", "its columns must be data.shards.SCHEMA")
     return file
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from rbalign.config.mixtures import needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +46,19 @@ EMBEDDERS = {"similarity": "minilm", "wordllama": "wordllama"}
 """Metrics that are a cosine, and the embedder that each uses."""
 
 
-def optimised_by(objective: str, *, scorer: str = "similarity", ce_weight: float = 0.0) -> frozenset[str]:
-    """Metrics that the loss of an objective raises by itself; they never judge it.
+def optimised_by(terms: Iterable[str], scorer: str | Mapping[str, float] = "similarity") -> frozenset[str]:
+    """Metrics that the terms of an arm's mixture raise by themselves; they never judge it.
 
-    sft, kd and rba-single pull y_ref up (RBA-Single's expected gradient at the start is SFT's), so teacher
-    likelihood and the NLL of y_ref are theirs; rba-group has them as well when its loss keeps a CE term, and
-    whatever it is rewarded with. A reward by an embedder taints every cosine of that embedder.
+    ce, kd and single pull y_ref up (RBA-Single's expected gradient at the start is SFT's) and opd pulls towards the
+    teacher's distribution, so teacher likelihood and the NLL of y_ref are theirs; terms that are rewarded taint what
+    they are rewarded with. A reward by an embedder taints every cosine of that embedder.
     """
-    if objective in ("base", "text", "cascade", "self-cascade"):
-        return frozenset()
     tainted: set[str] = set()
-    if objective != "rba-group" or ce_weight > 0:
+    if not {"ce", "kd", "single", "opd"}.isdisjoint(terms := set(terms)):
         tainted |= {"teacher-likelihood", "nll"}
-    if objective == "rba-group":
-        tainted.add(scorer)
-        if scorer == "similarity":
+    if "scores" in needs(terms):
+        tainted.update([scorer] if isinstance(scorer, str) else scorer)
+        if "similarity" in tainted:
             tainted |= {"similarity-answer", "consistency:minilm"}
     return frozenset(tainted)
 

@@ -62,6 +62,7 @@ def _columns(
         "answer": [example.answer for example in own],
         "reference": [example.reference for example in own],
         "aliases": [example.labels.get("aliases") for example in own],
+        "constraints": [example.labels.get("constraints") for example in own],
     }
     if teacher_logprobs is not None and any("teacher_logprobs" in scorer.needs for scorer in scorers.values()):
         columns["teacher_logprobs"] = list(teacher_logprobs([example.instruction for example in own], columns["ids"]))

@@ -28,16 +28,28 @@ def load_lm(path: Path | str, *, name: str | None = None) -> LM:
     Float32, because two-core AVX2 machines run bfloat16 matrix products about 100 times slower.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise UsageError(f"no model in {folder}: config.json is missing", "give a folder that save_pretrained wrote")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.chat_template is None:
-        raise UsageError(f"{folder} has no chat template", "rba needs an instruction-tuned model")
+    tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return LM(model.eval().requires_grad_(False), tokenizer, name or folder.name, folder_digest(folder))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, with its chat template. UsageError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UsageError(f"no tokenizer in {folder}: {reason}", "give a folder that save_pretrained wrote") from None
+    if tokenizer.chat_template is None:
+        raise UsageError(f"{folder} has no chat template", "rba needs an instruction-tuned model")
+    return tokenizer
 
 
 def folder_digest(folder: Path) -> str:

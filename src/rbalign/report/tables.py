@@ -200,7 +200,10 @@ def curve_names(logs: Sequence[Sequence[Row]]) -> list[str]:
     """Training quantities worth a figure: the known ones that any log has."""
     known = (
         "loss",
-        "pair_loss",
+        "single_loss",
+        "group_loss",
+        "grpo_loss",
+        "opd_loss",
         "ce_loss",
         "margin",
         "reward",

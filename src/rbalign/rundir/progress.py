@@ -26,6 +26,12 @@ def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[
         yield advance
 
 
+def note(line: str) -> None:
+    """One line beside the progress, on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 8 s, 4 min, 1 h 05 min."""
     if seconds < 90:

@@ -102,13 +102,25 @@ class RunDir:
         """The hash of the settings and inputs that a stage was started with."""
         return str(self.status["stages"][stage]["key"])
 
+    @property
+    def is_fork(self) -> bool:
+        """Whether there is a run whose finished stages this one may take over."""
+        return self.status["forked_from"] is not None
+
     def stage(
-        self, name: str, section: Mapping[str, Any], inputs: Mapping[str, str], repeat: bool = False
+        self,
+        name: str,
+        section: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        *,
+        repeat: bool = False,
+        begin: bool = True,
     ) -> StageHandle:
         """Enter a stage with its settings (JSON values) and inputs (name -> hash).
 
         The handle says whether it is done already. Raises RunError, naming the first field that differs, if the
-        stage was started with other settings or inputs; with `repeat` it begins anew instead.
+        stage was started with other settings or inputs; with `repeat` it begins anew instead. Without `begin` a stage
+        that is not done is left as it was.
         """
         section, inputs = json.loads(json.dumps(section)), dict(inputs)
         key = stable_hash([section, inputs])
@@ -117,7 +129,7 @@ class RunDir:
             raise self._changed(name, entry, section, inputs)
         if entry is not None and entry["key"] == key and entry["state"] == "done":
             return StageHandle(self, name, True, entry["outputs"])
-        if (entry is None or entry["key"] != key) and self._lock is not None:
+        if begin and (entry is None or entry["key"] != key) and self._lock is not None:
             entry = {"state": "started", "key": key, "section": section, "inputs": inputs, "outputs": {}}
             self.status["stages"][name] = entry | {"started": _now()}
             self._write_recipe()

@@ -11,12 +11,13 @@ from rbalign.scorers.base import as_text, column
 class ChrF:
     """Sentence chrF2 (characters of order 6, no words; Popović 2015) by sacrebleu, divided by 100.
 
-    An empty answer scores 0; without a reference the answer is unscored.
+    `against` names the target's column: "answer" (y_ref) or "reference" (an independent teacher sample, for metrics).
+    An empty answer scores 0; without a target the answer is unscored.
     """
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, against: str = "reference") -> None:
+    def __init__(self, against: str = "answer") -> None:
         from sacrebleu.metrics import CHRF
 
         self.name, self.against = "chrf", against

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rbalign.errors import UsageError, unknown
@@ -33,11 +33,39 @@ def _qa(**resources: Any) -> Scorer:
     return QuestionAnswering(**resources)
 
 
+def _bleu(**resources: Any) -> Scorer:
+    from rbalign.scorers.bleu import Bleu
+
+    return Bleu(**resources)
+
+
+def _constraints(**resources: Any) -> Scorer:
+    from rbalign.scorers.constraints import Constraints
+
+    return Constraints(**resources)
+
+
+def _form(name: str) -> Callable[..., Scorer]:
+    def make(**resources: Any) -> Scorer:
+        from rbalign.scorers import form
+
+        made: Scorer = getattr(form, name)(**resources)
+        return made
+
+    return make
+
+
 FACTORIES: dict[str, Callable[..., Scorer]] = {
     "similarity": _similarity,
     "chrf": _chrf,
+    "bleu": _bleu,
     "teacher-likelihood": _likelihood,
     "qa": _qa,
+    "constraints": _constraints,
+    "length": _form("Length"),
+    "repetition": _form("Repetition"),
+    "novelty": _form("Novelty"),
+    "language": _form("Language"),
 }
 
 
@@ -46,8 +74,13 @@ def names() -> list[str]:
     return sorted(FACTORIES)
 
 
-def build(name: str, **resources: Any) -> Scorer:
-    """The scorer called `name`. Resources are its constructor's arguments, for example `against="reference"`."""
+def build(name: str | Mapping[str, float], **resources: Any) -> Scorer:
+    """The scorer called `name`, or the weighted sum of several. Resources are arguments of one scorer's constructor,
+    for example `against="reference"`."""
+    if not isinstance(name, str):
+        from rbalign.scorers.weighted import Weighted
+
+        return Weighted({part: (build(part), weight) for part, weight in name.items()})
     if name not in FACTORIES:
         raise unknown("scorer", name, FACTORIES, "see `rba list scorers`")
     try:

@@ -212,10 +212,10 @@ class SpeechPolicy(nn.Module):
         return torch.zeros(mask.shape, dtype=taken.dtype, device=taken.device).masked_scatter(mask, taken), mask
 
     @torch.no_grad()
-    def text_logits(self, texts: Sequence[str], completions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The text teacher: logits (B,T,V) of the untouched language model on written prompts, and mask (B,T)."""
+    def text_logits(self, texts: Sequence[str], completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """The text teacher: logits (R,T,V) of the untouched language model on written prompts, and mask (R,T)."""
         with self.lora_off():
-            return self.measure(self.text_prompts(texts), [[ids] for ids in completions], "logits")
+            return self.measure(self.text_prompts(texts), completions, "logits")
 
     @contextmanager
     def lora_off(self) -> Iterator[None]:

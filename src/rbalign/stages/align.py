@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rbalign.config.mixtures import MATCHED, needs, objective
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import MATCHED, AlignConfig, objective
+from rbalign.config.sections import AlignConfig
 from rbalign.data.dataset import Dataset
 from rbalign.errors import UsageError
 from rbalign.keys import Key
@@ -25,19 +26,21 @@ from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
+from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
-from rbalign.voices.bank import load_bank
+from rbalign.voices.bank import VoiceBank
 
 if TYPE_CHECKING:
     from rbalign.scorers import Scorer
     from rbalign.speechlm.policy import SpeechPolicy
     from rbalign.train.rollout import Item
 
-SECONDS_PER_VIEW = {"sft": 0.25, "kd": 0.4, "rba-single": 0.75, "rba-group": 0.75}
-"""Wall seconds of one view of one update on two cores, answers of 32 tokens, embedded models; see dev/LOG.md."""
+SECONDS_PER_VIEW = {"ce": 0.25, "kd": 0.4, "single": 0.75, "group": 0.75, "grpo": 0.6, "opd": 0.8}
+"""Wall seconds of one view of one update on two cores, answers of 32 tokens, embedded models; see dev/LOG.md. The
+dearest term of a mixture stands for it: passes are shared."""
 TOKENS_MEASURED = 32
-OPERATIONS = {"sft": 1.0, "kd": 1.3, "rba-single": 2.23, "rba-group": 2.23}
-"""Operations of an update, sft's taken as 1, measured likewise: they plan a matched arm before the others are there."""
+RBA_OPERATIONS = {"sft": 2.2, "kd": 1.7}
+"""Operations of an RBA update beside those of sft and kd: they plan a matched arm before the others are there."""
 BYTES_PER_ARM = 120_000_000
 """Two checkpoints and the final weights: LoRA of rank 16 with two moments is 40 MB."""
 
@@ -57,11 +60,12 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     for arm in config.arms:
         seeds = [seed for seed in config.seeds if run.outputs(f"align/{arm}-s{seed}") is None]
         if seeds:
-            own = objective(arm)
-            wanted = round(config.updates * (OPERATIONS["rba-single"] / OPERATIONS[own] if arm != own else 1))
+            mixture = config.mixture(arm)
+            wanted = round(config.updates * (RBA_OPERATIONS[objective(arm)] if arm.endswith(MATCHED) else 1))
             updates = sum(wanted - _updates_done(run.path("arms", f"{arm}-s{seed}")) for seed in seeds)
-            samples = config.samples_per_view if arm.startswith("rba-") else 1
-            seconds = updates * config.examples_per_update * views * SECONDS_PER_VIEW[own] * length * (1 + samples) / 2
+            samples = config.samples_per_view if "samples" in needs(mixture) else 1
+            a_view = max(SECONDS_PER_VIEW[term] for term in mixture) * length * (1 + samples) / 2
+            seconds = updates * config.examples_per_update * views * a_view
             rows.append(PlanRow(f"updates of {arm}", updates, seconds, BYTES_PER_ARM * len(seeds)))
     return Plan(tuple(rows))
 
@@ -105,11 +109,11 @@ class _Arms:
         self.recipe, self.run, self.config = recipe, run, _config(recipe)
         options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
         self.policy: SpeechPolicy = open_policy(recipe, run, **options)
-        cap = self.config.sampling.max_new_tokens
-        self.items, self.left_out = load_items(self.policy, data, Split.TRAIN, cap)
+        cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
+        self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
         self.validation: list[Item] = []
         if self.config.select_by == "validation":
-            self.validation, _ = load_items(self.policy, data, Split.VALIDATION, cap)
+            self.validation, _ = load_items(self.policy, data, bank, Split.VALIDATION, cap)
             if not self.validation:
                 raise UsageError(
                     'select_by = "validation" needs validation instructions, and the dataset has none',
@@ -132,7 +136,7 @@ class _Arms:
                 self.items,
                 folder,
                 seed=arm_seed,
-                scorer=self.scorer if arm == "rba-group" else None,
+                scorer=self.scorer if "scores" in needs(self.config.mixture(arm)) else None,
                 validation=self.validation,
                 advance=advance,
             )
@@ -156,7 +160,9 @@ class _Arms:
         return self._scorer
 
 
-def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> tuple[list[Item], dict[str, int]]:
+def load_items(
+    policy: SpeechPolicy, data: Dataset, bank: VoiceBank, split: Split, cap: int
+) -> tuple[list[Item], dict[str, int]]:
     """Examples of a split with their views, ready to train on, and how many were left out for which reason."""
     from rbalign.train.rollout import Item
 
@@ -164,7 +170,7 @@ def load_items(policy: SpeechPolicy, data: Dataset, split: Split, cap: int) -> t
     views: dict[str, list[Any]] = {}
     for view in data.views(split):
         views.setdefault(view.example_id, []).append(view)
-    load_bank().require(sorted({view.spec.voice for own in views.values() for view in own}), allowed, "align")
+    bank.require(sorted({view.spec.voice for own in views.values() for view in own}), allowed, "align")
     items, left_out = [], Counter[str]()
     for example in data.examples(split):
         if not example.answer:
@@ -234,15 +240,22 @@ def _check(recipe: Recipe) -> None:
     """Refuse before any work what cannot be right."""
     config = _config(recipe)
     backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
-    if "kd" in config.arms and recipe.teacher.model != backbone:
-        raise UsageError(
-            f"kd reads the teacher's distribution from the backbone itself, and {recipe.teacher.model!r} is not "
-            f"{backbone!r}",
-            "set [teacher] model to the backbone, or leave kd out of [align] arms",
-        )
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
-    if tempered and any(arm.startswith("rba-") for arm in config.arms):
-        raise UsageError(
-            "rba-single and rba-group sample at temperature 1 and top-p 1: other samples are not the policy's own",
-            "leave [align.sampling] temperature and top_p at 1",
-        )
+    for arm in config.arms:
+        wanted = needs(config.mixture(arm))
+        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != backbone):
+            raise UsageError(
+                f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.author!r} is "
+                f"not {backbone!r}",
+                f"set [teacher] model to the backbone, or leave {arm} out of [align] arms",
+            )
+        if "samples" in wanted and tempered:
+            raise UsageError(
+                f"{arm} samples at temperature 1 and top-p 1: other samples are not the policy's own",
+                "leave [align.sampling] temperature and top_p at 1",
+            )
+        if "grpo" in config.mixture(arm) and config.grpo.kl and config.reference == "none":
+            raise UsageError(
+                f'[align.grpo] kl = {config.grpo.kl} holds {arm} to a reference, and reference = "none" drops it',
+                'set kl = 0, or reference = "fixed"',
+            )

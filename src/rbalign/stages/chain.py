@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from rbalign.config.endpoints import FREE
 from rbalign.config.load import load_recipe
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.errors import RunError, UsageError
@@ -105,28 +106,43 @@ def _module(stage: str) -> StageModule:
     return cast(StageModule, importlib.import_module(f"rbalign.stages.{stage}"))
 
 
-def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir) -> StageHandle | None:
-    """The stage's handle, or None while an earlier stage of the recipe is unfinished and its outputs unknown."""
+def _enter(module: StageModule, stage: str, recipe: Recipe, run: RunDir, begin: bool = True) -> StageHandle | None:
+    """The stage's handle, or None while an earlier stage of the recipe is unfinished and its outputs unknown.
+
+    A fork takes over what its source has finished. Without `begin` an unfinished stage stays as it was.
+    """
     inputs: dict[str, str] = {}
     for earlier in recipe.stages():
         if earlier == stage:
             break
         outputs = run.outputs(earlier)
         if outputs is None:
-            return None
+            taken = _enter(_module(earlier), earlier, recipe, run, begin=False) if run.is_fork else None
+            if taken is None or not taken.done:
+                return None
+            outputs = dict(taken.outputs)
         # The key too: a stage whose outputs say too little must not pass for unchanged in a fork.
         inputs |= {f"{earlier}.key": run.key(earlier)} | {f"{earlier}.{name}": outputs[name] for name in outputs}
     outside = getattr(module, "inputs", None)
     if outside is not None:
         inputs |= outside(recipe)
-    return run.stage(stage, settings(recipe, stage), inputs, repeat=stage in REPEATED)
+    return run.stage(stage, settings(recipe, stage), inputs, repeat=stage in REPEATED, begin=begin)
 
 
 def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """What a stage's result depends on in the recipe: its section, the seed and the teacher."""
     whole = recipe.model_dump(mode="json")
     section = {key: value for key, value in whole[stage].items() if key not in FREE_FIELDS.get(stage, ())}
-    return {"seed": whole["seed"], "teacher": whole["teacher"], stage: section}
+    if voices := section.get("endpoint_voices"):
+        section["endpoint_voices"] = [_without_free(voice) for voice in voices]
+    teacher = whole["teacher"]
+    if endpoint := teacher.get("endpoint"):
+        teacher["endpoint"] = _without_free(endpoint)
+    return {"seed": whole["seed"], "teacher": teacher, stage: section}
+
+
+def _without_free(endpoint: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in endpoint.items() if key not in FREE}
 
 
 def _unfinished(stage: str, recipe: Recipe, run: RunDir) -> RunError:

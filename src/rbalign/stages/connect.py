@@ -21,9 +21,10 @@ from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import atomic_write, sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.voices import bank_of_dataset
 from rbalign.synth.vocabulary import SOURCE
 from rbalign.types import Split
-from rbalign.voices.bank import load_bank
+from rbalign.voices.bank import VoiceBank
 
 if TYPE_CHECKING:
     from rbalign.train.connect_plan import Clips
@@ -61,7 +62,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     config = _config(recipe)
     data = Dataset.open(run.path("data"))
     train, validation = _clips(data, Split.TRAIN), _clips(data, Split.VALIDATION)
-    _check_voices(train, validation)
+    _check_voices(bank_of_dataset(recipe, data), train, validation)
     lm = load_lm(model_folder(config.language_model), name=config.language_model)
     tokens = choose_tokens(lm.tokenizer, train.texts) if config.adapter == "ctc" else None
     shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
@@ -118,8 +119,7 @@ def _clips(data: Dataset, split: str) -> Clips:
     )
 
 
-def _check_voices(train: Clips, validation: Clips) -> None:
+def _check_voices(bank: VoiceBank, train: Clips, validation: Clips) -> None:
     """Test and test-only voices never teach, and never choose a checkpoint."""
-    bank = load_bank()
     bank.require(sorted(set(train.voices)), {Split.TRAIN}, "connect")
     bank.require(sorted(set(validation.voices)), {Split.TRAIN, Split.VALIDATION}, "connect")

@@ -242,7 +242,7 @@ class Evaluation:
             Subject(
                 arm,
                 align.seeds,
-                metrics.optimised_by(arm, scorer=align.scorer, ce_weight=align.ce_weight),
+                metrics.optimised_by(align.mixture(arm), align.scorer),
             )
             for arm in (align.arms if align else ())
             if align
@@ -284,7 +284,7 @@ class Evaluation:
 def text_scorers(notes: list[str]) -> tuple[dict[str, Scorer], dict[str, Embedder]]:
     """What needs an answer's text and nothing else: chrF, and a cosine by each embedder that can be had."""
     embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := _embedder(name, notes))}
-    scorers = {"chrf": build_scorer("chrf")}
+    scorers = {"chrf": build_scorer("chrf", against="reference")}
     for metric, name in metrics.EMBEDDERS.items():
         if name in embedders:
             scorers[metric] = build_scorer("similarity", against="reference", embedder=embedders[name])

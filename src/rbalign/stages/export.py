@@ -16,7 +16,7 @@ from rbalign.eval.metrics import METRICS
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.run import RunDir
 from rbalign.stages.named import BASE, arm_weights
-from rbalign.voices.bank import load_bank
+from rbalign.stages.voices import bank_of_dataset
 
 if TYPE_CHECKING:
     from rbalign.speechlm.policy import SpeechPolicy
@@ -150,11 +150,12 @@ def _parts(run: RunDir) -> list[tuple[str, str, str]]:
     found = [("language model", backbone)]
     if encoder := _encoder(recipe, run):
         found.append(("speech encoder", encoder))
-    found.append(("text teacher", recipe.teacher.model))
+    found.append(("text teacher", recipe.teacher.author))
     try:
-        splits = Dataset.open(run.path("data")).manifest["splits"].values()
-        voices = sorted({voice for split in splits for voice in split["voices"]})
-        found += [("voices", engine) for engine in sorted({load_bank().voice(voice).engine for voice in voices})]
+        data = Dataset.open(run.path("data"))
+        bank = bank_of_dataset(recipe, data)
+        voices = sorted({voice for split in data.manifest["splits"].values() for voice in split["voices"]})
+        found += [("voices", engine) for engine in sorted({bank.voice(voice).engine for voice in voices})]
     except RbaError:  # no data here any more, or a voice that this version does not know
         pass
     return [(part, *_licence(name)) for part, name in found]

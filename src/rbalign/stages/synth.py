@@ -3,6 +3,7 @@
 data/drafts.jsonl        what became of every candidate, by index (append-only)
 data/references.jsonl    an independent teacher sample for each held-out example
 data/unspoken.jsonl      views that no voice could make, and why
+data/remote.json         requests, tokens and cost of servers, if the recipe names any
 data/examples-*.jsonl, data/views/*.parquet, data/manifest.json     the dataset
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import SynthConfig
 from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
@@ -27,14 +29,17 @@ from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.endpoints import Servers, endpoint_inputs
+from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.heldout import as_flac, held_out, heldout_folder
 from rbalign.synth.speak import plan_views, planned, speak_shard
 from rbalign.synth.vocabulary import SOURCE, practice_examples, vocabulary_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
-from rbalign.voices.bank import load_bank
+from rbalign.voices.bank import ENDPOINT
 from rbalign.voices.phonemes import pronounced_words
+from rbalign.voices.pool import SpeakFailure
 
 TOKENS_PER_SECOND = 140.0
 """SmolLM2-135M on one core in float32; every worker has one."""
@@ -46,6 +51,8 @@ SHARE_COMPLETE = {12: 0.02, 16: 0.04, 24: 0.11, 32: 0.18, 40: 0.24, 48: 0.29, 64
 SENTENCES_PER_CANDIDATE = 2.7
 SECONDS_PER_CLIP = {"kokoro": 3.3, "hibari": 0.05}
 """CPU seconds of one core for a clip of about four seconds, while the other core works, too."""
+SECONDS_PER_REQUEST = 2.0
+"""Of a server, for a text or a clip: a guess, nobody can measure them all. `concurrency` of them run at once."""
 BYTES_PER_CLIP = 65_000
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
@@ -54,9 +61,8 @@ MOST_CANDIDATES_PER_ACCEPTED = 200
 def plan(recipe: Recipe, run: RunDir) -> Plan:
     """What is still to write and to speak. Estimates for two cores and the embedded teacher."""
     config = _config(recipe)
-    workers = _workers(config)
     wanted = sum(size for _, size in quotas(config))
-    bank = load_bank()
+    bank = bank_of(config)
     views: Counter[str] = Counter()
     made: list[tuple[Split, int, dict[str, Any]]] = [(split, size, {}) for split, size in quotas(config)]
     for split, size, labels in [*made, (Split.TRAIN, config.vocabulary, {"source": SOURCE})]:
@@ -64,54 +70,66 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
         for example in probe:
             for view in plan_views(example, config.views, bank, recipe.seed):
                 views[bank.voice(view.spec.voice).engine] += size / len(probe)  # type: ignore[assignment]
-    rows = [PlanRow("write and answer instructions", wanted, wanted * _seconds_per_accepted(config) / workers)]
+    rows = [PlanRow("write and answer instructions", wanted, wanted * _seconds_per_accepted(config, recipe))]
     for engine, number in sorted(views.items()):
-        clips = round(number)
-        rows.append(
-            PlanRow(
-                f"speak views with {engine}", clips, clips * SECONDS_PER_CLIP[engine] / workers, clips * BYTES_PER_CLIP
-            )
-        )
+        clips, seconds = round(number), _seconds_per_clip(engine, config)
+        rows.append(PlanRow(f"speak views with {engine}", clips, clips * seconds, clips * BYTES_PER_CLIP))
     return Plan(tuple(rows))
 
 
-def _seconds_per_accepted(config: SynthConfig) -> float:
-    """Of one core, from what the embedded teacher was seen to do."""
+def _seconds_per_clip(engine: str, config: SynthConfig) -> float:
+    """Wall seconds, with all workers at it."""
+    if engine == ENDPOINT:
+        return SECONDS_PER_REQUEST / sum(endpoint.concurrency for endpoint in config.endpoint_voices)
+    return SECONDS_PER_CLIP[engine] / _workers(config)
+
+
+def _seconds_per_accepted(config: SynthConfig, recipe: Recipe) -> float:
+    """Wall seconds, from what the embedded teacher was seen to do on one core, with all workers at it."""
+    if recipe.teacher.endpoint is not None:
+        requests = (1.0 + SHARE_SPEAKABLE * config.answers) / SHARE_SPEAKABLE
+        return requests * SECONDS_PER_REQUEST / recipe.teacher.endpoint.concurrency
     cap = config.answer.max_new_tokens
     answered = SHARE_SPEAKABLE * 0.8 * cap if config.answers else 0.0
     complete = max((share for tokens, share in SHARE_COMPLETE.items() if tokens <= cap), default=0.01)
     accepted = SENTENCES_PER_CANDIDATE if config.sentences else SHARE_SPEAKABLE * (complete if config.answers else 1.0)
-    return (TOKENS_PER_CANDIDATE + answered) / TOKENS_PER_SECOND / accepted
+    return (TOKENS_PER_CANDIDATE + answered) / TOKENS_PER_SECOND / accepted / _workers(config)
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Make the dataset, going on where an earlier start stopped."""
     config, folder = _config(recipe), run.path("data")
-    bank = load_bank()
+    bank = bank_of(config)
     for rule in config.views:  # a test-only or unknown voice is refused before any work
         names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
         bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
+    noises = noise_files(Path(config.noise_folder)) if config.noise_folder else []
     seen = _leakage(recipe)
     ready, clips = _held_out(config, recipe, seen)
-    acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)])
-    practice = _practice(config, recipe, acceptance.examples)
-    examples = [*ready, *_with_references(acceptance.examples, config, recipe, folder), *practice]
-    writer = DatasetWriter(
-        folder,
-        {
-            "teacher": recipe.teacher.model,
-            "recipe": stable_hash(config.model_dump(mode="json"))[:16],
-            "seed": recipe.seed,
-            "candidates": acceptance.seen,
-            "dropped": dict(acceptance.causes.most_common()),
-            "dropped_texts": acceptance.dropped,
-        },
-    )
-    writer.add_examples(examples)
-    if clips and 0 not in writer.committed(Split.TEST):
-        writer.commit_views(Split.TEST, 0, as_flac(clips))
-    unspoken = _speak(config, recipe, folder, writer, [*acceptance.examples, *practice])
-    manifest = writer.finish()
+    with Servers(recipe, folder) as servers:
+        servers.try_voices()
+        acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers)
+        practice = _practice(config, recipe, acceptance.examples)
+        written = _with_references(acceptance.examples, config, recipe, folder, servers)
+        writer = DatasetWriter(
+            folder,
+            {
+                "teacher": recipe.teacher.author,
+                "recipe": stable_hash(config.model_dump(mode="json"))[:16],
+                "seed": recipe.seed,
+                "candidates": acceptance.seen,
+                "dropped": dict(acceptance.causes.most_common()),
+                "dropped_texts": acceptance.dropped,
+            },
+        )
+        writer.add_examples([*ready, *written, *practice])
+        if clips and 0 not in writer.committed(Split.TEST):
+            writer.commit_views(Split.TEST, 0, as_flac(clips))
+        views = planned([*acceptance.examples, *practice], config, bank, recipe.seed)
+        spoken = {example.id: example.spoken for example in [*acceptance.examples, *practice]}
+        unspoken = _speak(views, spoken, config, folder, writer, servers, noises)
+        manifest = writer.finish()
+        servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
 
@@ -146,10 +164,12 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
 def _held_out(config: SynthConfig, recipe: Recipe, seen: Sequence[Signatures]) -> tuple[list[Example], list[View]]:
     if not config.test_views:
         return [], []
-    return held_out(config.test_views, config.test, recipe.teacher.model, seen, config.filters.max_leakage)
+    return held_out(config.test_views, config.test, recipe.teacher.author, seen, config.filters.max_leakage)
 
 
-def _write(config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures]) -> Acceptance:
+def _write(
+    config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures], servers: Servers
+) -> Acceptance:
     """Sample candidates in chunks until every split is full. Chunks may arrive in any order; acceptance has one."""
     acceptance = Acceptance(config, leakage)
     with (
@@ -160,11 +180,13 @@ def _write(config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[
         place = _accept_ready(acceptance, known, 0, advance)
         if acceptance.is_full():
             return acceptance
+        servers.try_teacher()
         todo = (chunk for start in count(0, config.batch_size) if (chunk := _missing(start, config, known)))
         chunks = write_many(recipe.teacher, config, recipe.seed, todo, _workers(config))
         with closing(chunks):
             for drafts in chunks:
                 journal.append(drafts)
+                servers.save()
                 known.update((draft["id"], draft) for draft in drafts)
                 place = _accept_ready(acceptance, known, place, advance)
                 if acceptance.is_full():
@@ -193,12 +215,15 @@ def _accept_ready(acceptance: Acceptance, known: Mapping[str, Draft], place: int
     return place
 
 
-def _with_references(examples: Sequence[Example], config: SynthConfig, recipe: Recipe, folder: Path) -> list[Example]:
+def _with_references(
+    examples: Sequence[Example], config: SynthConfig, recipe: Recipe, folder: Path, servers: Servers
+) -> list[Example]:
     """Held-out examples with an independent teacher sample each."""
     held_out = [e for e in examples if e.split != Split.TRAIN] if config.answers and not config.sentences else []
     with Journal(folder / "references.jsonl") as journal:
         todo = [example for example in held_out if example.id not in journal]
         if todo:
+            servers.try_teacher()
             with progress(len(held_out), "write references", done=len(journal)) as advance:
                 for identity, text in write_references(open_teacher(recipe.teacher), config, recipe.seed, todo):
                     journal.append([{"id": identity, "text": text}])
@@ -212,16 +237,30 @@ def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -
     texts = [example.instruction for example in written if example.split == Split.TRAIN]
     if not config.vocabulary or not texts:
         return []
-    words = vocabulary_words(open_teacher(recipe.teacher).lm.tokenizer, pronounced_words())
+    words = vocabulary_words(_learner_tokenizer(recipe), pronounced_words())
     return practice_examples(config.vocabulary, texts, words, recipe.seed)
 
 
+def _learner_tokenizer(recipe: Recipe) -> Any:
+    """Of the teacher in memory, or, when a server writes, of the LLM that will hear."""
+    if recipe.teacher.endpoint is None:
+        return open_teacher(recipe.teacher).lm.tokenizer
+    from rbalign.assets import model_folder
+    from rbalign.lm.load import load_tokenizer
+
+    return load_tokenizer(model_folder(recipe.connect.language_model if recipe.connect else recipe.teacher.model))
+
+
 def _speak(
-    config: SynthConfig, recipe: Recipe, folder: Path, writer: DatasetWriter, examples: Sequence[Example]
+    splits: Mapping[str, Sequence[View]],
+    spoken: dict[str, str],
+    config: SynthConfig,
+    folder: Path,
+    writer: DatasetWriter,
+    servers: Servers,
+    noises: Sequence[Path],
 ) -> int:
     """Speak every split shard by shard; the number of views that no voice could make."""
-    spoken = {example.id: example.spoken for example in examples}
-    splits = planned(examples, config, load_bank(), recipe.seed)
     jobs = [
         (split, index, views[start : start + VIEWS_PER_SHARD])
         for split, views in sorted(splits.items())
@@ -234,15 +273,17 @@ def _speak(
     ):
         for split, index, views in jobs:
             if index not in writer.committed(split):
-                clips = list(_clips(views, spoken, _workers(config), failures, advance))
+                made = speak_shard(
+                    views, spoken, _workers(config), crowd=splits[split], noise_files=noises, remote=servers.speakers
+                )
+                clips = list(_clips(made, failures, advance))
                 writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))
+                servers.save()
         return len(failures)
 
 
-def _clips(
-    views: Sequence[View], spoken: dict[str, str], workers: int, failures: Journal, advance: Any
-) -> Iterator[View]:
-    for view, failure in speak_shard(views, spoken, workers):
+def _clips(made: Iterable[tuple[View, SpeakFailure | None]], failures: Journal, advance: Any) -> Iterator[View]:
+    for view, failure in made:
         advance()
         if failure is None:
             yield view
@@ -256,4 +297,8 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
     if config.test_views:
         files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
-    return files
+    if config.noise_folder and Path(config.noise_folder).is_dir():
+        folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
+        listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]
+        files["noise_folder"] = stable_hash(listed)
+    return files | endpoint_inputs(recipe)

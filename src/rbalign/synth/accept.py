@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from rbalign.config.sections import SynthConfig
 from rbalign.data.signatures import Signatures
-from rbalign.synth.filters import answer_cause, drop_cause, sentences, text_cause
+from rbalign.synth.filters import TEACHER_FAILED, answer_cause, drop_cause, sentences, text_cause
 from rbalign.synth.write import Draft
 from rbalign.text.spoken import spoken_form
 from rbalign.types import Example, Split, StopReason
@@ -69,7 +69,8 @@ class Acceptance:
         stop, filters = StopReason(draft["stop"]), self.config.filters
         if self.config.sentences:
             found = [sentence for text in (draft["text"], draft.get("answer", "")) for sentence in sentences(text)]
-            return [(sentence, text_cause(sentence, filters)) for sentence in found]
+            failed = [("", TEACHER_FAILED)] * (StopReason.FAILED in (stop, draft.get("answer_stop")))
+            return failed + [(sentence, text_cause(sentence, filters)) for sentence in found]
         cause = drop_cause(draft["text"], stop, filters)
         if cause is None and self.config.answers:
             cause = answer_cause(draft["answer"], StopReason(draft["answer_stop"]))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
 
 from rbalign.config.sections import FilterConfig
+from rbalign.text.language import speaks
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason
 
-LANGUAGE_CERTAINTY = 0.9
-"""A short sentence is dropped as foreign only above this posterior: py3langid is unsure below about six words."""
+TEACHER_FAILED = "teacher-failed"
+"""The cause under which requests that a server never answered are counted."""
 
 MATHEMATICS = re.compile(
     r"\b(solve|equation|integral|derivative|theorem|polynomial|matrix|eigenvalue|quadratic|logarithm|factorial"
@@ -25,7 +24,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 def drop_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
     """The name of the first filter that drops an instruction, or None. No state: near-duplicates come later."""
     if stop is not StopReason.END:
-        return "unfinished"
+        return TEACHER_FAILED if stop is StopReason.FAILED else "unfinished"
     return text_cause(text, config)
 
 
@@ -41,13 +40,13 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
         return "mathematics"
-    return None if _speaks(text, config.language) else "other language"
+    return None if speaks(text, config.language) else "other language"
 
 
 def answer_cause(text: str, stop: StopReason) -> str | None:
     """y_ref must be complete with its end token, and there must be one."""
     if stop is not StopReason.END:
-        return "answer unfinished"
+        return TEACHER_FAILED if stop is StopReason.FAILED else "answer unfinished"
     return None if text else "answer empty"
 
 
@@ -55,15 +54,3 @@ def sentences(text: str) -> list[str]:
     """Split a text at sentence ends; a last piece without one is left out, for it may be cut off."""
     pieces = [piece.strip() for piece in SENTENCE_END.split(" ".join(text.split()))]
     return [piece for piece in pieces if re.search(r"[.!?][\"')\]]*$", piece)]
-
-
-def _speaks(text: str, language: str) -> bool:
-    found, certainty = _identifier().classify(text)
-    return bool(found == language or certainty < LANGUAGE_CERTAINTY)
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

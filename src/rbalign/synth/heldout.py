@@ -6,6 +6,7 @@ Recipes that share them test on the same texts and voices, and a laptop saves ha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rbalign.audio.io import read_audio, to_flac
@@ -57,7 +58,4 @@ def held_out(
 
 def as_flac(views: Sequence[View]) -> list[View]:
     """The views decoded from whatever they ship as, like any clip that a voice just spoke."""
-    return [
-        View(v.example_id, v.index, v.split, v.spec, v.seconds, to_flac(read_audio(v.flac, rate=RATE), RATE))
-        for v in views
-    ]
+    return [replace(view, flac=to_flac(read_audio(view.flac, rate=RATE), RATE)) for view in views]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+
+from rbalign.audio.channel import Surroundings, needs_talkers, transmit
 from rbalign.audio.io import to_flac
 from rbalign.config.sections import SynthConfig, ViewPlan
 from rbalign.data.shards import RATE
 from rbalign.keys import Key
 from rbalign.synth.vocabulary import SOURCE
+from rbalign.text.disfluency import disfluent
 from rbalign.types import Example, Split, View, ViewSpec
 from rbalign.voices.bank import VoiceBank
-from rbalign.voices.pool import SpeakFailure, SpeakJob, speak_many
+from rbalign.voices.endpoint import EndpointSpeaker, speak_remote
+from rbalign.voices.pool import Clip, SpeakFailure, SpeakJob, speak_many
+
+TALKERS = (3, 7)
+"""Clips in babble, at least and at most, drawn by key (Snyder et al. 2018)."""
 
 
 def plan_views(example: Example, rules: Sequence[ViewPlan], bank: VoiceBank, seed: int) -> list[View]:
-    """The views of one example, without audio: voices drawn by key, distinct within a rule."""
+    """The views of one example, without audio: voices drawn by key, distinct within a rule; with what is to be said."""
     views: list[View] = []
     for number, rule in enumerate(rules):
         draw = Key(seed, f"views-{number}", example=example.id).generator()
@@ -26,9 +36,23 @@ def plan_views(example: Example, rules: Sequence[ViewPlan], bank: VoiceBank, see
             continue
         for choice in draw.permutation(len(voices))[: rule.per_example]:
             speed = float(rule.speeds[draw.integers(len(rule.speeds))])
-            spec = ViewSpec(voices[choice], speed=speed, seed=seed)
-            views.append(View(example.id, len(views), example.split, spec, 0.0))
+            # Not from `draw`: a rule that gets channels keeps the voices and speeds that it had without.
+            ways = Key(seed, "ways", example=example.id, view=len(views)).generator()
+            channel = rule.channels[ways.integers(len(rule.channels))]
+            delivery = rule.deliveries[ways.integers(len(rule.deliveries))]
+            spec = ViewSpec(voices[choice], speed=speed, channel=channel, seed=seed)
+            view = View(example.id, len(views), example.split, spec, 0.0)
+            views.append(_delivered(view, example.spoken, delivery))
     return views
+
+
+def _delivered(view: View, fluent: str, delivery: str) -> View:
+    """The view with the delivery that its text allows."""
+    generator = Key(view.spec.seed, "delivery", example=view.example_id, view=view.index).generator()
+    way = disfluent(fluent, delivery, generator)
+    if way is None:
+        return view
+    return replace(view, spec=replace(view.spec, delivery=way.delivery), said=way.said, retracted=way.retracted)
 
 
 def rule_voices(rule: ViewPlan, split: Split, bank: VoiceBank) -> list[str]:
@@ -48,15 +72,72 @@ def planned(examples: Sequence[Example], config: SynthConfig, bank: VoiceBank, s
 
 
 def speak_shard(
-    views: Sequence[View], spoken: dict[str, str], workers: int
+    views: Sequence[View],
+    spoken: dict[str, str],
+    workers: int,
+    *,
+    crowd: Sequence[View] = (),
+    noise_files: Sequence[Path] = (),
+    remote: Mapping[str, EndpointSpeaker] | None = None,
 ) -> Iterator[tuple[View, SpeakFailure | None]]:
-    """Speak the views of a shard, in any order; a clip that failed comes with its reason and without audio."""
-    by_id = {view.id: view for view in views}
-    jobs = (SpeakJob(v.id, spoken[v.example_id], v.spec.voice, v.spec.speed) for v in views)
-    for identity, clip in speak_many(jobs, workers):
-        view = by_id[identity]
+    """Speak the views of a shard and send each through its channel; a clip that failed comes with its reason.
+
+    They come in any order, but a clip depends on the plan alone. Babble is made of the shard's other clips as they
+    were spoken, drawn by key; a shard of few instructions borrows views of `crowd` (its split's plan), which are
+    spoken for that and not yielded. A talker that cannot be spoken is left out. noise_files: what noise:folder draws
+    from. `remote` speaks its voices by threads, worker processes speak all others.
+    """
+    own = {view.id: view for view in views}
+    talkers = {view.id: _talkers(view, views, crowd) for view in views if needs_talkers(view.spec.channel)}
+    heard_of = {talker.id: talker for several in talkers.values() for talker in several}
+    clips: dict[str, np.ndarray] = {}
+    waiting: dict[str, np.ndarray] = {}
+    for identity, clip in _spoken((own | heard_of).values(), spoken, workers, remote or {}):
         if isinstance(clip, SpeakFailure):
-            yield view, clip
+            if identity in own:
+                yield own[identity], clip
+            continue
+        if identity in heard_of:
+            clips[identity] = clip
+        if identity in talkers:
+            waiting[identity] = clip
+        elif identity in own:
+            yield _through_channel(own[identity], clip, Surroundings(files=noise_files)), None
+    for identity, clip in waiting.items():
+        around = [clips[talker.id] for talker in talkers[identity] if talker.id in clips]
+        if any(other.any() for other in around):
+            yield _through_channel(own[identity], clip, Surroundings(around, noise_files)), None
         else:
-            flac = to_flac(clip, RATE)
-            yield View(view.example_id, view.index, view.split, view.spec, len(clip) / RATE, flac), None
+            yield own[identity], SpeakFailure(_job(own[identity], spoken), "no other clip to make babble of")
+
+
+def _spoken(
+    views: Iterable[View], spoken: dict[str, str], workers: int, remote: Mapping[str, EndpointSpeaker]
+) -> Iterator[tuple[str, Clip]]:
+    jobs = [_job(view, spoken) for view in views]
+    yield from speak_many((job for job in jobs if job.voice not in remote), workers)
+    yield from speak_remote((job for job in jobs if job.voice in remote), remote)
+
+
+def _job(view: View, spoken: dict[str, str]) -> SpeakJob:
+    text = spoken[view.example_id] if view.said is None else view.said
+    return SpeakJob(view.id, text, view.spec.voice, view.spec.speed)
+
+
+def _talkers(view: View, shard: Sequence[View], crowd: Sequence[View]) -> list[View]:
+    """Three to seven views of other instructions, of other voices where there are some, drawn by key."""
+    others = [other for other in shard if other.example_id != view.example_id]
+    if len(others) < TALKERS[1]:
+        here = {other.id for other in shard}
+        others += [o for o in crowd if o.example_id != view.example_id and o.id not in here][: TALKERS[1]]
+    strangers = [other for other in others if other.spec.voice != view.spec.voice] or others
+    draw = Key(view.spec.seed, "talkers", example=view.example_id, view=view.index).generator()
+    count = int(draw.integers(TALKERS[0], TALKERS[1] + 1))
+    return [strangers[place] for place in draw.permutation(len(strangers))[:count]]
+
+
+def _through_channel(view: View, clip: np.ndarray, around: Surroundings) -> View:
+    """The view with its clip, keyed: (seed, "channel", example, view)."""
+    generator = Key(view.spec.seed, "channel", example=view.example_id, view=view.index).generator()
+    heard = transmit(clip, view.spec.channel, generator, RATE, around)
+    return replace(view, seconds=len(heard) / RATE, flac=to_flac(heard, RATE))

@@ -6,13 +6,15 @@ example, {"answer", "answer_stop"}. It is a pure function of (seed, index, recip
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from rbalign.assets import model_folder
+from rbalign.assets import home, model_folder
+from rbalign.config.endpoints import TeacherEndpoint
 from rbalign.config.sections import Sampling, SynthConfig, TeacherConfig
 from rbalign.keys import Key
+from rbalign.rundir.files import stable_hash
 from rbalign.rundir.workers import worker_pool
 from rbalign.synth.filters import drop_cause
 from rbalign.types import Example, StopReason
@@ -46,51 +48,105 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
 
 def write_references(
     teacher: Any, config: SynthConfig, seed: int, examples: Sequence[Example]
-) -> Iterator[tuple[str, str]]:
-    """(id, text): an independent teacher sample for each example, with another key than its answer's."""
+) -> Iterator[tuple[str, str | None]]:
+    """(id, text): an independent teacher sample for each example, with another key than its answer's.
+
+    None where a server failed: such an example has no reference, and metrics against one leave it unscored.
+    """
     for start in range(0, len(examples), config.batch_size):
         batch = examples[start : start + config.batch_size]
         keys = [Key(seed, "reference", example=example.id) for example in batch]
         texts = [example.instruction for example in batch]
         written = teacher.answer(texts, keys, _params(teacher, config.answer), config.answer_system)
-        yield from ((example.id, w.text) for example, w in zip(batch, written, strict=True))
+        texts_or_none = (None if w.stop is StopReason.FAILED else w.text for w in written)
+        yield from zip((example.id for example in batch), texts_or_none, strict=True)
 
 
 def write_many(
     teacher: TeacherConfig, config: SynthConfig, seed: int, chunks: Iterator[Sequence[int]], workers: int
 ) -> Generator[list[Draft], None, None]:
-    """Chunks of drafts as worker processes finish them, in any order; close the iterator to stop.
+    """Chunks of drafts as they are finished, in any order; close the iterator to stop.
 
-    One thread a worker: decode steps are many small products, and two threads that meet at a barrier after each lose
-    more than they gain (measured: 2 x 140 tokens a second against 120 to 230, the latter when another process ran).
+    A local teacher writes in worker processes, one thread each: decode steps are many small products, and two threads
+    that meet at a barrier after each lose more than they gain (measured: 2 x 140 tokens a second against 120 to 230,
+    the latter when another process ran). A server is asked by threads of this process.
     """
+    if teacher.endpoint is not None:
+        yield from _ask_many(open_teacher(teacher), teacher.endpoint, config, seed, chunks)
+        return
     pool = worker_pool(workers)
-    flying: set[Future[list[Draft]]] = set()
     try:
-        while True:
-            while len(flying) < workers + 1 and (chunk := next(chunks, None)) is not None:
-                flying.add(pool.submit(_write_chunk, teacher, config, seed, list(chunk)))
-            if not flying:
-                return
-            done, flying = wait(flying, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+        yield from _finished(lambda chunk: pool.submit(_write_chunk, teacher, config, seed, chunk), workers + 1, chunks)
     finally:
         pool.shutdown(wait=True, kill_workers=True)
 
 
+def _ask_many(
+    teacher: Any, endpoint: TeacherEndpoint, config: SynthConfig, seed: int, chunks: Iterator[Sequence[int]]
+) -> Generator[list[Draft], None, None]:
+    """Chunks from a server: as many at once as keep its requests busy, and one more for the ends of the others."""
+    most = -(-endpoint.concurrency // config.batch_size) + 1
+    pool = ThreadPoolExecutor(most, "chunk")
+    try:
+        yield from _finished(lambda chunk: pool.submit(write_drafts, teacher, config, seed, chunk), most, chunks)
+    finally:
+        with teacher.stopping():
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    submit: Callable[[list[int]], Future[list[Draft]]], most: int, chunks: Iterator[Sequence[int]]
+) -> Generator[list[Draft], None, None]:
+    """Results of chunks, `most` of them under way."""
+    flying: set[Future[list[Draft]]] = set()
+    while True:
+        while len(flying) < most and (chunk := next(chunks, None)) is not None:
+            flying.add(submit(list(chunk)))
+        if not flying:
+            return
+        done, flying = wait(flying, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
 _TEACHERS: dict[str, Any] = {}
-"""The one teacher of this process, by its model's name."""
+"""The teachers of this process, by their model's name or their endpoint's hash."""
 
 
 def open_teacher(config: TeacherConfig) -> Any:
-    """The recipe's teacher, loaded once in a process."""
+    """The recipe's teacher, opened once in a process."""
+    if config.endpoint is not None:
+        name = _endpoint_name(config.endpoint)
+        if name not in _TEACHERS:
+            _TEACHERS[name] = _remote_teacher(config.endpoint)
+        return _TEACHERS[name]
     if config.model not in _TEACHERS:
         from rbalign.lm.load import load_lm
         from rbalign.teacher.local import LocalTeacher
 
         _TEACHERS[config.model] = LocalTeacher(load_lm(model_folder(config.model), name=config.model))
     return _TEACHERS[config.model]
+
+
+def close_teacher(config: TeacherConfig) -> None:
+    """Let go of the connections of a teacher behind a server, if it is open; local ones stay, for they cost seconds."""
+    if config.endpoint is not None:
+        teacher = _TEACHERS.pop(_endpoint_name(config.endpoint), None)
+        if teacher is not None:
+            teacher.close()
+
+
+def _endpoint_name(config: TeacherEndpoint) -> str:
+    return stable_hash(config.model_dump(mode="json"))
+
+
+def _remote_teacher(config: TeacherEndpoint) -> Any:
+    from rbalign.lm.load import load_tokenizer
+    from rbalign.remote.client import Client
+    from rbalign.teacher.remote import RemoteTeacher
+
+    tokenizer = load_tokenizer(model_folder(config.template)) if config.template else None
+    return RemoteTeacher(config, Client(config, home()), tokenizer)
 
 
 def _write_chunk(teacher: TeacherConfig, config: SynthConfig, seed: int, indices: list[int]) -> list[Draft]:

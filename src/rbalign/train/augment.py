@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from rbalign.audio.signal import add_noise, change_speed, room, telephone
+from rbalign.audio.signal import add_noise, change_gain, change_speed, room, telephone
 from rbalign.keys import Key
 
 NOISE_SHARE, NOISE_SNR_DB = 0.5, (5.0, 30.0)
@@ -28,9 +28,7 @@ def augment_samples(samples: np.ndarray, speed: float, key: Key) -> np.ndarray:
         samples = telephone(samples)
     if generator.random() < NOISE_SHARE:
         samples = add_noise(samples, float(generator.uniform(*NOISE_SNR_DB)), generator)
-    gain = 10.0 ** (generator.uniform(*GAIN_DB) / 20.0)
-    louder: np.ndarray = np.clip(samples * gain, -1.0, 1.0).astype(np.float32)
-    return louder
+    return change_gain(samples, float(generator.uniform(*GAIN_DB)))
 
 
 def mask_features(features: Tensor, key: Key) -> Tensor:

@@ -8,6 +8,7 @@ A truncated sample has no end token among its ids, hence no end-token term.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -75,20 +76,41 @@ def kd(student: Tensor, teacher: Tensor, mask: Tensor, *, row_weights: Tensor | 
 
     Hinton et al. 2015 at temperature 1 over the full vocabulary; the baseline that the RBA paper leaves out.
     student, teacher: (B,T,V) logits on completion positions of y_ref; mask: (B,T); row_weights: (B,).
-    Worked in chunks of positions whose softmaxes are recomputed in the backward pass, not kept.
     """
+    return _distilled(student, teacher, mask, row_weights, "kl", lambda own, target: _token_kl(target, own))
+
+
+def opd(student: Tensor, teacher: Tensor, mask: Tensor, *, row_weights: Tensor | None = None) -> Loss:
+    """On-policy distillation: sum_t KL(p_theta(. | speech, y_<t) || p_teacher(. | text, y_<t)), token mean.
+
+    As `kd` with the divergence turned round (GKD, arXiv 2306.13649), on the student's own samples y, whose ids the
+    teacher reads after the written request. The prefixes count as given: the gradient is that of the next token's KL.
+    student, teacher: (B,T,V) logits on completion positions; mask: (B,T).
+    """
+    return _distilled(student, teacher, mask, row_weights, "reverse_kl", _token_kl)
+
+
+def _distilled(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    row_weights: Tensor | None,
+    name: str,
+    divergence: Callable[[Tensor, Tensor], Tensor],
+) -> Loss:
+    """Token mean of a divergence (N,V), (N,V) logits -> (N,), in chunks whose softmaxes the backward makes again."""
     weights = student.new_ones(student.shape[0]) if row_weights is None else row_weights
     token_weights = weights[:, None].expand_as(mask)[mask]
     chunks = zip(torch.split(student[mask], KD_CHUNK), torch.split(teacher[mask], KD_CHUNK), strict=True)
-    pieces = [checkpoint(_token_kl, own, target, use_reentrant=False) for own, target in chunks]
+    pieces = [checkpoint(divergence, own, target, use_reentrant=False) for own, target in chunks]
     kl: Tensor = torch.cat(pieces)
-    return Loss((token_weights * kl).sum(), token_weights.sum(), {"kl": kl.detach()})
+    return Loss((token_weights * kl).sum(), token_weights.sum(), {name: kl.detach()})
 
 
-def _token_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """(N,V), (N,V) logits -> (N,) KL(teacher || student)."""
-    target = F.log_softmax(teacher, -1)
-    return F.kl_div(F.log_softmax(student, -1), target, log_target=True, reduction="none").sum(-1)
+def _token_kl(from_: Tensor, to: Tensor) -> Tensor:
+    """(N,V), (N,V) logits -> (N,) KL(from_ || to)."""
+    target = F.log_softmax(from_, -1)
+    return F.kl_div(F.log_softmax(to, -1), target, log_target=True, reduction="none").sum(-1)
 
 
 def rba_single(
@@ -131,6 +153,62 @@ def rba_group(
     there = _preference(chosen_elsewhere, rejected, beta, length_normalise, weights / 2)
     both = {name: torch.cat([here.diagnostics[name], there.diagnostics[name]]) for name in here.diagnostics}
     return Loss(here.sum + there.sum, here.weight + there.weight, both)
+
+
+def advantages(scores: Sequence[float | None], scale: Literal["std", "none"] = "std") -> list[float | None]:
+    """How far each sample of one instruction, over all its views, lies above their mean score.
+
+    GRPO (arXiv 2402.03300) divides by the standard deviation (n - 1, plus 1e-4); "none" is Dr.GRPO's (arXiv
+    2503.20783). None for an unscored sample; all None where fewer than two are scored or all scores are equal.
+    """
+    known = torch.tensor([score for score in scores if score is not None], dtype=torch.float64)
+    if len(known) < 2 or bool((known == known[0]).all()):
+        return [None] * len(scores)
+    spread = float(known.std()) + 1e-4 if scale == "std" else 1.0
+    return [None if score is None else (score - float(known.mean())) / spread for score in scores]
+
+
+def grpo(
+    samples: Answers,
+    advantage: Tensor,
+    behaviour: Tensor | None = None,
+    *,
+    clip: tuple[float, float] = (0.2, 0.2),
+    kl: float = 0.0,
+    kl_estimator: Literal["k2", "k3"] = "k2",
+    reduction: Literal["token_mean", "sample_mean", "constant"] = "token_mean",
+    cap: int = 1,
+) -> Loss:
+    """GRPO over the views of an instruction: -min(r_t A, clip(r_t, 1 - lo, 1 + hi) A) + kl K_t, for each token.
+
+    r_t = pi_theta / pi_behaviour of the taken token; `behaviour` (B,T) are log-probs when the sample was drawn, None
+    if that was now (r = 1). `advantage` (B,): see `advantages`. K_t against `samples.reference`: k2 = half the squared
+    log-ratio, whose gradient is that of KL(pi_theta || pi_ref) in the mean; k3 is the published one, whose gradient
+    is that of KL(pi_ref || pi_theta) (arXiv 2506.09477). reduction: "sample_mean" as published, "token_mean" over all
+    tokens (DAPO, arXiv 2503.14476, which also raises hi to 0.28), "constant": sums divided by `cap` (Dr.GRPO).
+    """
+    old = samples.logprobs.detach() if behaviour is None else behaviour
+    ratio = (samples.logprobs - old).masked_fill(~samples.mask, 0.0).exp()
+    bounded = ratio.clamp(1.0 - clip[0], 1.0 + clip[1])
+    gain = torch.minimum(ratio * advantage[:, None], bounded * advantage[:, None])
+    tokens = samples.lengths().clamp(min=1).to(ratio.dtype)
+    diagnostics = {"clipped": (bounded * advantage[:, None] < ratio * advantage[:, None]).sum(-1) / tokens}
+    losses = -gain
+    if kl > 0:
+        assert samples.reference is not None
+        log_ratio = (samples.logprobs - samples.reference).masked_fill(~samples.mask, 0.0)
+        penalty = log_ratio**2 / 2 if kl_estimator == "k2" else (-log_ratio).expm1() + log_ratio
+        losses = losses + kl * penalty
+        diagnostics["reference_kl"] = log_ratio.sum(-1) / tokens
+    by_row = losses.masked_fill(~samples.mask, 0.0).sum(-1)
+    each = {
+        "token_mean": torch.ones_like(by_row),
+        "sample_mean": 1.0 / tokens,
+        "constant": by_row.new_full(by_row.shape, 1.0 / cap),
+    }
+    weight = tokens.sum() if reduction == "token_mean" else by_row.new_tensor(len(by_row))
+    details = {name: value.detach().to(by_row.dtype) for name, value in diagnostics.items()}
+    return Loss((by_row * each[reduction]).sum(), weight, details)
 
 
 def _preference(

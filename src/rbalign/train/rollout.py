@@ -37,8 +37,8 @@ class Drawn:
     sample: int
     ids: Tensor
     """(T,) int64; the end token is among them unless the sample is truncated."""
-    logprob: float
-    """Sum of untempered token log-probs under the policy that drew it."""
+    logprobs: Tensor
+    """(T,) untempered token log-probs under the policy that drew it."""
     stop: StopReason
     text: str
     score: float | None = None
@@ -56,19 +56,19 @@ class Group:
     item: Item
     drawn: list[Drawn] = field(default_factory=list)
 
-    def pair(self, key: Key) -> tuple[Drawn, Drawn] | None:
+    def pair(self, key: Key, gap: float = 0.0) -> tuple[Drawn, Drawn] | None:
         """(best, worst) by score, or None where the scores name none; `key` breaks ties at the top or bottom."""
-        places = best_and_worst([drawn.score for drawn in self.drawn], key)
+        places = best_and_worst([drawn.score for drawn in self.drawn], key, gap)
         return None if places is None else (self.drawn[places[0]], self.drawn[places[1]])
 
 
-def best_and_worst(scores: Sequence[float | None], key: Key) -> tuple[int, int] | None:
-    """Places of the highest and the lowest score; None if fewer than two are scored or all scores are equal.
+def best_and_worst(scores: Sequence[float | None], key: Key, gap: float = 0.0) -> tuple[int, int] | None:
+    """Places of the highest and the lowest score; None if fewer than two are scored, they are equal or within `gap`.
 
     Unscored samples stand aside. Among equals at an end a keyed draw decides: the first one would favour its voice.
     """
     scored = [(value, place) for place, value in enumerate(scores) if value is not None]
-    if len({value for value, _ in scored}) < 2:
+    if len({value for value, _ in scored}) < 2 or max(scored)[0] - min(scored)[0] < gap:
         return None
     ends = []
     for value in (max(scored)[0], min(scored)[0]):
@@ -93,7 +93,7 @@ def draw_groups(
         for (group, view), own in zip(batch, samples, strict=True):
             for number, sample in enumerate(own):
                 text = policy.decode(sample.ids)
-                group.drawn.append(Drawn(view, number, sample.ids, float(sample.logprobs.sum()), sample.stop, text))
+                group.drawn.append(Drawn(view, number, sample.ids, sample.logprobs, sample.stop, text))
     return groups
 
 
@@ -106,6 +106,7 @@ def score_groups(policy: SpeechPolicy, groups: Sequence[Group], scorer: Scorer) 
         "answer": [group.item.example.answer for group, _ in rows],
         "reference": [group.item.example.reference for group, _ in rows],
         "aliases": [group.item.example.labels.get("aliases") for group, _ in rows],
+        "constraints": [group.item.example.labels.get("constraints") for group, _ in rows],
         "group": [group.item.example.id for group, _ in rows],
     }
     if "teacher_logprobs" in scorer.needs:
@@ -147,7 +148,7 @@ def sample_rows(update: int, groups: Sequence[Group]) -> Iterator[Mapping[str, A
                 "voice": drawn.view.spec.voice,
                 "text": drawn.text,
                 "ids": drawn.ids.tolist(),
-                "logprob": drawn.logprob,
+                "logprobs": [round(value, 6) for value in drawn.logprobs.tolist()],
                 "stop": str(drawn.stop),
                 "score": drawn.score,
             }
@@ -164,6 +165,7 @@ def restore_groups(
             for number in range(n):
                 row = rows[item.example.id, view.index, number]
                 ids, stop = torch.tensor(row["ids"], dtype=torch.long), StopReason(row["stop"])
-                drawn.append(Drawn(view, number, ids, row["logprob"], stop, row["text"], row["score"]))
+                logprobs = torch.tensor(row["logprobs"])
+                drawn.append(Drawn(view, number, ids, logprobs, stop, row["text"], row["score"]))
         groups.append(Group(item, drawn))
     return groups

@@ -8,11 +8,8 @@ Trainer takes all micro-batches of a step before the first. So `gradient_accumul
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +18,26 @@ from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import PrinterCallback, Trainer
 
+from rbalign.config.mixtures import needs
 from rbalign.config.sections import AlignConfig
 from rbalign.errors import RunError, UsageError
 from rbalign.keys import Key
+from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import Journal
 from rbalign.scorers.base import Scorer
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.train.arguments import training_arguments
-from rbalign.train.batches import SAMPLED, MicroBatch, micro_batches, one_sided, terms, weights
-from rbalign.train.objectives import sft
+from rbalign.train.batches import (
+    MicroBatch,
+    Values,
+    micro_batches,
+    terms,
+    wants_reference,
+    weights,
+)
+from rbalign.train.diagnostics import Phases, finite, rollout_counts
+from rbalign.train.objectives import Loss, sft
 from rbalign.train.reference import Reference
 from rbalign.train.resume import cut_back, keyed_order, last_checkpoint
 from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, sample_rows, score_groups
@@ -38,20 +45,6 @@ from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, samp
 TERM_NORMS_EVERY = 5
 """Updates between measurements of each term's own gradient norm, which cost one more backward pass."""
 EVAL_BATCH = 16
-
-
-@dataclass(slots=True)
-class Phases:
-    """Wall seconds of an update by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class AlignTrainer(Trainer):  # type: ignore[misc]
@@ -74,11 +67,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         """`items` are the training examples; every update takes `examples_per_update` of them in keyed order."""
-        if arm == "rba-group" and scorer is None:
-            raise UsageError("rba-group needs a scorer", "set [align] scorer, see `rba list scorers`")
         self.policy, self.arm, self.config, self.folder = policy, arm, config, folder
+        self.mixture = config.mixture(arm)
+        self.needs = needs(self.mixture)
+        if "scores" in self.needs and scorer is None:
+            raise UsageError(f"{arm} needs a scorer", "set [align] scorer, see `rba list scorers`")
         self.scorer, self.advance = scorer, advance
-        self.reference = Reference(policy, config.reference if arm in SAMPLED else "none")
+        self.reference = Reference(policy, config.reference if wants_reference(self.mixture, config) else "none")
         order = keyed_order([item.example.id for item in items], config.updates, config.examples_per_update, seed)
         self.per_epoch = len(items) // config.examples_per_update
         self.rollout_key = Key(seed, f"rollout/{arm}")
@@ -132,15 +127,16 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         update, clock, before = self.state.global_step + 1, Phases(), self.policy.operations
         self.reference.begin_update(update - 1)
         groups = [Group(item) for item in inputs]
-        if self.arm in SAMPLED:
+        if "samples" in self.needs:
             groups = self._rollout(update, inputs, clock)
-        pieces = micro_batches(self.arm, self.config, groups, Key(self.rollout_key.seed, "ties", update))
+        pieces = micro_batches(self.mixture, self.config, groups, self._ties(update))
         with clock("reference"):
             references = [self._reference(piece) for piece in pieces]
-        totals = self._summed([weights(self.arm, self.config, piece) for piece in pieces])
+        totals = self._summed([weights(self.mixture, self.config, piece) for piece in pieces])
         with clock("step"):
             loss, row = self._gradients(model, pieces, references, totals, update)
-        row |= self._counts(groups, update)
+        if "samples" in self.needs:
+            row |= rollout_counts(groups, self.mixture, self.config, self._ties(update))
         row["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
         operations = torch.tensor(self.policy.operations - before, dtype=torch.float64)
         row["operations"] = float(self.accelerator.reduce(operations, "sum"))
@@ -222,7 +218,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         with clock("sample"):
             self.policy.refresh()
             groups = draw_groups(self.policy, items, self.sampling, key, self.config.samples_per_view)
-        if self.arm == "rba-group":
+        if "scores" in self.needs:
             assert self.scorer is not None
             with clock("score"):
                 score_groups(self.policy, groups, self.scorer)
@@ -230,8 +226,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         return groups
 
     def _reference(self, piece: MicroBatch) -> Tensor | None:
-        """Reference log-probs (R,T) of the rows that pairs compare, zero elsewhere; None without a reference."""
-        wanted = set(piece.compared())
+        """Reference log-probs (R,T) of the rows that a term compares, zero elsewhere; None without a reference."""
+        wanted = {*piece.compared(), *(piece.samples if "grpo" in self.mixture and self.config.grpo.kl else ())}
         if not self.reference.wanted or not wanted:
             return None
         views, branches, kept, row = [], [], [], 0
@@ -258,7 +254,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         """Backward over all pieces; the loss over all ranks, and the update's numbers by term."""
         sums: dict[str, float] = {}
         values: dict[str, list[float]] = {}
-        part: list[Tensor] | None = None
+        parts: dict[str, list[Tensor]] = {}
         for index, (piece, reference) in enumerate(zip(pieces, references, strict=True)):
             last = index == len(pieces) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
@@ -267,8 +263,9 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                     name: scale * loss.sum / totals[name] if totals[name] else 0.0 * loss.sum
                     for name, (scale, loss) in made.items()
                 }
-                if len(shares) > 1 and (update - 1) % TERM_NORMS_EVERY == 0:
-                    part = self._add_gradients(part, shares["pair"])
+                if (update - 1) % TERM_NORMS_EVERY == 0:
+                    for name in list(shares)[:-1]:  # the last one's is what remains
+                        parts[name] = self._add_gradients(parts.get(name), shares[name])
                 # Times the world size, because DDP averages gradients while these shares are already of the whole.
                 self.accelerator.backward(torch.stack(list(shares.values())).sum() * self.args.world_size)
             for name, (_, loss) in made.items():
@@ -276,32 +273,47 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 for label, value in loss.diagnostics.items():
                     values.setdefault(label, []).extend(value.flatten().tolist())
         by_term = self._summed([sums])
-        loss = sum(by_term.values())
+        total = sum(by_term.values())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(total) and math.isfinite(norm)):
             raise RunError(
-                f"{self.arm} at update {update} has loss {loss} and gradient norm {norm}; no step was taken",
+                f"{self.arm} at update {update} has loss {total} and gradient norm {norm}; no step was taken",
                 "lower [align.args] learning_rate or beta; the last checkpoint is untouched",
             )
-        row: dict[str, Any] = {"loss": loss, "weights": totals}
+        row: dict[str, Any] = {"loss": total, "weights": totals}
         row |= {f"{name}_loss": value for name, value in by_term.items()}
-        norms = {next(iter(made)): norm} if len(made) == 1 else self._term_norms(gradients, part)
+        norms = {next(iter(made)): norm} if len(made) == 1 else self._term_norms(gradients, parts)
         row |= {f"gradient_norm_{name}": value for name, value in norms.items()}
         row |= self._means(values)
-        return loss, row
+        return total, row
 
-    def _terms(self, model: Any, piece: MicroBatch, reference: Tensor | None) -> dict[str, Any]:
-        if self.arm != "kd":
+    def _terms(self, model: Any, piece: MicroBatch, reference: Tensor | None) -> dict[str, tuple[float, Loss]]:
+        if "logits" not in self.needs:
             logprobs, mask = model(piece.views, piece.branches)
-            return terms(self.arm, self.config, piece, logprobs, mask, reference)
-        items = {item.example.id: item for item in piece.items}
-        places = {name: place for place, name in enumerate(items)}
-        texts = [item.example.instruction for item in items.values()]
-        teacher, _ = self.policy.text_logits(texts, [item.answer for item in items.values()])
+            return terms(self.mixture, self.config, piece, Values(mask, logprobs, reference=reference))
+        teacher = {}
+        if "kd" in self.mixture:
+            teacher["kd"] = self._teacher([(item, "answer", item.answer) for item in piece.items])
+        if "opd" in self.mixture:
+            drawn = [(item, f"{one.view.index}/{one.sample}", one.ids) for item, one, _ in piece.drawn]
+            teacher["opd"] = self._teacher(drawn)
         logits, mask = model(piece.views, piece.branches, "logits")
-        chosen = torch.tensor([places[item.example.id] for item in piece.items])
-        return terms(self.arm, self.config, piece, logits, mask, None, teacher[chosen])
+        logprobs = token_logprobs(logits, piece.rows) if set(self.mixture) - {"kd", "opd"} else None
+        return terms(self.mixture, self.config, piece, Values(mask, logprobs, logits, teacher, reference))
+
+    def _teacher(self, rows: Sequence[tuple[Item, str, Tensor]]) -> Tensor:
+        """The text teacher's logits (rows, T, V) on (item, name, ids); what views share is computed once."""
+        asked: dict[str, tuple[Item, dict[str, Tensor]]] = {}
+        for item, name, ids in rows:
+            asked.setdefault(item.example.id, (item, {}))[1][name] = ids
+        if not rows:
+            return torch.zeros(0, 1, self.policy.lm.config.vocab_size)
+        texts = [item.example.instruction for item, _ in asked.values()]
+        logits, _ = self.policy.text_logits(texts, [list(own.values()) for _, own in asked.values()])
+        order = [(example, name) for example, (_, own) in asked.items() for name in own]
+        places = {pair: place for place, pair in enumerate(order)}
+        return logits[[places[item.example.id, name] for item, name, _ in rows]]
 
     def _add_gradients(self, part: list[Tensor] | None, share: Tensor) -> list[Tensor]:
         parameters = list(self.policy.trainable().values())
@@ -309,15 +321,20 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, own, strict=True)]
         return filled if part is None else [a + b for a, b in zip(part, filled, strict=True)]
 
-    def _term_norms(self, gradients: list[Tensor], part: list[Tensor] | None) -> dict[str, float]:
+    def _term_norms(self, gradients: list[Tensor], parts: dict[str, list[Tensor]]) -> dict[str, float]:
         """Norm of each term's own gradient, before clipping; empty at updates that did not measure it."""
-        if part is None:
-            return {}
-        pair = [self.accelerator.reduce(value, "sum") for value in part]
-        rest = [g - p for g, p in zip(gradients, pair, strict=True)]
-        return {"pair": float(torch.nn.utils.get_total_norm(pair)), "ce": float(torch.nn.utils.get_total_norm(rest))}
+        norms, rest = {}, gradients
+        for name, part in parts.items():
+            whole = [self.accelerator.reduce(value, "sum") for value in part]
+            rest = [g - p for g, p in zip(rest, whole, strict=True)]
+            norms[name] = float(torch.nn.utils.get_total_norm(whole))
+        return {**norms, list(self.mixture)[-1]: float(torch.nn.utils.get_total_norm(rest))} if norms else {}
 
     # Numbers of an update
+
+    def _ties(self, update: int) -> Key:
+        """The key that breaks ties between equal scores."""
+        return Key(self.rollout_key.seed, "ties", update)
 
     def _summed(self, rows: list[dict[str, float]]) -> dict[str, float]:
         """Sums by name over rows and ranks."""
@@ -333,38 +350,3 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             for name, numbers in own.items():
                 every.setdefault(name, []).extend(numbers)
         return {name: sum(numbers) / len(numbers) if numbers else None for name, numbers in sorted(every.items())}
-
-    def _counts(self, groups: list[Group], update: int) -> dict[str, Any]:
-        """Samples, lengths, truncation and scores; for RBA-Group how often each voice is chosen and rejected."""
-        if self.arm not in SAMPLED:
-            return {}
-        tie_key = Key(self.rollout_key.seed, "ties", update)
-        mine = []
-        for group in groups:
-            pair = group.pair(tie_key.at(example=group.item.example.id))
-            drawn = [(len(one.ids), one.truncated, one.score) for one in group.drawn]
-            voices = [end.view.spec.voice for end in pair or ()]
-            mine.append({"drawn": drawn, "pair": voices, "one_sided": pair is not None and one_sided(pair)})
-        every = list(gather_object(mine))
-        drawn = [one for group in every for one in group["drawn"]]
-        counts: dict[str, Any] = {
-            "samples": len(drawn),
-            "sample_length": sum(length for length, _, _ in drawn) / len(drawn),
-            "truncated": sum(cut for _, cut, _ in drawn) / len(drawn),
-        }
-        # RBA-Single pairs with a complete answer, so that every truncated sample is a one-sided pair.
-        counts["one_sided"] = sum(cut for _, cut, _ in drawn)
-        if self.arm == "rba-group":
-            scores = [score for _, _, score in drawn if score is not None]
-            counts["reward"] = sum(scores) / len(scores) if scores else None
-            counts["unscored"] = len(drawn) - len(scores)
-            counts["one_sided"] = sum(group["one_sided"] for group in every)
-            counts["without_pair"] = sum(not group["pair"] for group in every)
-            counts["chosen_voices"] = dict(Counter(group["pair"][0] for group in every if group["pair"]))
-            counts["rejected_voices"] = dict(Counter(group["pair"][1] for group in every if group["pair"]))
-        return counts
-
-
-def finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: such a number becomes None."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

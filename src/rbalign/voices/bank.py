@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 
+from rbalign.config.endpoints import VoiceEndpoint
 from rbalign.errors import UsageError, unknown
 from rbalign.types import Split
+from rbalign.voices.speakers import ReferenceClip, reference_speakers
+
+ENDPOINT = "endpoint"
+"""The engine of voices that a recipe's [[synth.endpoint_voices]] bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,15 @@ class VoiceBank:
         except KeyError:
             raise unknown("voice", name, self._voices, "`rba list voices` shows them all") from None
 
+    def with_endpoints(self, endpoints: Sequence[VoiceEndpoint]) -> VoiceBank:
+        """This bank and the voices of servers. UsageError if a voice would stand in it twice: splits are disjoint."""
+        voices = list(self._voices.values())
+        for endpoint in endpoints:
+            split = Split(endpoint.split)
+            for name in endpoint_clips(endpoint):
+                voices.append(VoiceInfo(name, ENDPOINT, split, endpoint.accent, endpoint.gender))
+        return VoiceBank(voices) if endpoints else self
+
     def require(self, names: Iterable[str], allowed: set[Split], stage: str) -> None:
         """Refuse a stage that names a voice of another split: leakage of test voices is an error, not a warning."""
         for name in names:
@@ -65,6 +80,28 @@ class VoiceBank:
                     f"{' and '.join(sorted(allowed))} voices",
                     f"choose from: {fitting}",
                 )
+
+
+def endpoint_clips(endpoint: VoiceEndpoint) -> dict[str, ReferenceClip | None]:
+    """Voices of an endpoint -> what each is cloned from; None for voices that the server knows by name.
+
+    UsageError for a folder without speakers, or a named speaker that it does not hold.
+    """
+    if endpoint.speakers is None:
+        return dict.fromkeys(endpoint.voices)
+    clips, without = _speakers(Path(endpoint.speakers).expanduser())
+    for name in endpoint.voices:
+        if name in without:
+            raise UsageError(f"speaker {name!r} has no clip of 3 to 30 s in {endpoint.speakers}", "record a longer one")
+        if name not in clips:
+            raise unknown("reference speaker", name, clips)
+    return {name: clips[name] for name in endpoint.voices or clips}
+
+
+@cache
+def _speakers(folder: Path) -> tuple[dict[str, ReferenceClip], list[str]]:
+    """Read once in a process: thousands of headers."""
+    return reference_speakers(folder)
 
 
 @cache

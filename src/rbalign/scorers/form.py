@@ -1,0 +1,100 @@
+"""What a degenerate answer gives away about itself: its length, its repetitions, its echo of the request, its language.
+
+None of them knows what a good answer is: they guard a reward that does not see such answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rbalign.scorers.base import as_text, column
+from rbalign.text.language import guess, speaks
+
+_WORD = re.compile(r"\w+")
+NGRAM = 3
+"""Words: shorter runs repeat in honest English (of the, it is)."""
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased words."""
+    return _WORD.findall(text.lower())
+
+
+class Length:
+    """Shorter over longer of the answer's and y_ref's words: 1 = as long as the teacher's answer, 0 = empty."""
+
+    name = "length"
+    needs: frozenset[str] = frozenset()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """One score in 0..1 for each completion; None without y_ref."""
+        sizes = [len(words(as_text(text))) for text in completions]
+        targets = [len(words(as_text(text))) for text in column(columns, "answer", len(completions))]
+        return [
+            min(own, wanted) / max(own, wanted) if wanted else None for own, wanted in zip(sizes, targets, strict=True)
+        ]
+
+
+class Repetition:
+    """Distinct runs of three words over all of them: 1 = nothing comes twice. 0 for an empty answer."""
+
+    name = "repetition"
+    needs: frozenset[str] = frozenset()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """One score in 0..1 for each completion."""
+        return [self._one(words(as_text(text))) for text in completions]
+
+    def _one(self, found: list[str]) -> float:
+        size = min(NGRAM, len(found))
+        runs = [tuple(found[place : place + size]) for place in range(len(found) - size + 1)]
+        return len(set(runs)) / len(runs) if found else 0.0
+
+
+class Novelty:
+    """Share of the answer's runs of three words that the request does not hold: 0 for an echo or an empty answer."""
+
+    name = "novelty"
+    needs: frozenset[str] = frozenset()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """One score in 0..1 for each completion."""
+        return [
+            self._one(words(as_text(prompt)), words(as_text(text)))
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    def _one(self, asked: list[str], found: list[str]) -> float:
+        size = min(NGRAM, len(found))
+        runs = [tuple(found[place : place + size]) for place in range(len(found) - size + 1)] if found else []
+        known = {tuple(asked[place : place + size]) for place in range(len(asked) - size + 1)}
+        return sum(run not in known for run in runs) / len(runs) if runs else 0.0
+
+
+class Language:
+    """0 if the answer is certainly in another language than y_ref (without one: than `expected`), or empty; else 1."""
+
+    name = "language"
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, expected: str = "en") -> None:
+        self.expected = expected
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """0 or 1 for each completion."""
+        targets = column(columns, "answer", len(completions))
+        return [self._one(as_text(text), as_text(target)) for text, target in zip(completions, targets, strict=True)]
+
+    def _one(self, text: str, target: str) -> float:
+        wanted = (guess(target) if target else None) or self.expected
+        return float(bool(text) and speaks(text, wanted))

@@ -1,0 +1,32 @@
+"""The voices of a run: the shipped ones, and those of the servers that its recipe names."""
+
+from __future__ import annotations
+
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import SynthConfig
+from rbalign.data.dataset import Dataset
+from rbalign.types import Split
+from rbalign.voices.bank import ENDPOINT, VoiceBank, VoiceInfo, load_bank
+
+
+def bank_of(config: SynthConfig) -> VoiceBank:
+    """The shipped voices and those of the recipe's servers."""
+    return load_bank().with_endpoints(config.endpoint_voices)
+
+
+def bank_of_dataset(recipe: Recipe, data: Dataset) -> VoiceBank:
+    """The shipped voices and, if the recipe names servers, the voices that they spoke the dataset's splits with.
+
+    From the dataset alone: the folder of reference speakers may be on another machine by now.
+    """
+    bank = load_bank()
+    if recipe.synth is None or not recipe.synth.endpoint_voices:
+        return bank
+    known = {name: bank.voice(name) for name in bank.names()}
+    spoken = [
+        VoiceInfo(voice, ENDPOINT, Split(split), "unknown", "unknown")
+        for split, summary in data.manifest["splits"].items()
+        for voice in summary["voices"]
+        if voice not in known
+    ]
+    return VoiceBank([*known.values(), *spoken])

@@ -1,0 +1,28 @@
+"""Which language a text is in (py3langid), as far as that can be said of a short one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+CERTAINTY = 0.9
+"""A short text counts as foreign only above this posterior: py3langid is unsure below about six words."""
+
+
+def speaks(text: str, language: str) -> bool:
+    """Whether a text may be in `language` (ISO 639-1): False only where another one is certain."""
+    found, certainty = _identifier().classify(text)
+    return bool(found == language or certainty < CERTAINTY)
+
+
+def guess(text: str) -> str | None:
+    """The language of a text, None where it is not certain."""
+    found, certainty = _identifier().classify(text)
+    return str(found) if certainty >= CERTAINTY else None
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
