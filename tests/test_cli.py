@@ -18,7 +18,7 @@ from rbalign.stages.base import Plan, PlanRow
 
 Captured = pytest.CaptureFixture[str]
 VERBS = ["run", "synth", "connect", "align", "eval", "predict", "score", "report"]
-VERBS += ["ask", "export", "inspect", "compare", "assets", "list"]
+VERBS += ["ask", "export", "export-data", "inspect", "card", "compare", "assets", "list"]
 
 
 def rba(*words: object) -> int:
@@ -104,6 +104,7 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
         (["ask", "--text", "hi", "--run", "nowhere"], ["nowhere is no run"]),
         (["compare", "nowhere", "neither"], ["nowhere has no results.json"]),
         (["inspect", "nowhere"], ["nowhere"]),
+        (["card", "nowhere"], ["nowhere is no run"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

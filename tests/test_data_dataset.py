@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from dataclasses import asdict, replace
 
 import pyarrow as pa
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rbalign.data import dataset as dataset_module
 from rbalign.data import shards
-from rbalign.data.dataset import Dataset, DatasetWriter, _content_hash
+from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.examples import ExampleIndex
 from rbalign.errors import DataError
 from rbalign.rundir.files import stable_hash
 from rbalign.synth.heldout import SHIPPED_FOLDER
@@ -85,6 +88,10 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, written, data):
         assert dataset.examples(split) == [e for e in written if e.split == split]
         assert [facts(v) for v in dataset.views(split)] == [facts(v) for v in views if v.split == split]
     assert dataset.manifest == json.loads(json.dumps(manifest))
+    assert list(dataset.iter_examples()) == written
+    found = dataset.by_id()
+    assert list(found) == [e.id for e in written]
+    assert [found[e.id] for e in reversed(written)] == written[::-1]
 
 
 def test_the_audio_is_read_from_disk_only_when_asked_for(tmp_path, monkeypatch):
@@ -155,11 +162,15 @@ def test_content_hashes_from_before_there_were_deliveries_stay_true():
     """The set that ships was written then: its manifest's hash is what its texts and clips give today."""
     shipped = Dataset.open(SHIPPED_FOLDER)
     shipped.verify()
-    assert _content_hash(shipped.examples(), shipped.views()) == shipped.content_hash
+    rows = [dataset_module._example_digest(one) for one in shipped.examples()]
+    rows += [dataset_module._view_digest(one, one.flac) for one in shipped.views()]
+    assert dataset_module._content_hash(b"".join(rows)) == shipped.content_hash
     assert all(view.said is None and view.retracted is None for view in shipped.views())
-    views = [view(0), view(1)]
-    as_then = [[v.id, v.split, asdict(v.spec), v.seconds, hashlib.sha256(v.flac).hexdigest()] for v in views]
-    assert _content_hash([], views) == stable_hash(sorted(stable_hash(row) for row in as_then))
+    one = view(0)
+    as_then = [one.id, one.split, asdict(one.spec), one.seconds, hashlib.sha256(one.flac).hexdigest()]
+    assert dataset_module._view_digest(one, one.flac).hex() == stable_hash(as_then)
+    said = dataset_module._view_digest(replace(one, said="um, say 0"), one.flac)
+    assert said.hex() != stable_hash(as_then)
 
 
 def test_a_shard_with_disfluent_views_says_what_was_said(tmp_path, monkeypatch):
@@ -313,3 +324,98 @@ def test_a_rewritten_shard_is_read_anew(tmp_path):
     (tmp_path / "views/train-00000.parquet").unlink()
     write(tmp_path, [example(1)], {("train", 0): [view(1, flac=b"new")]})
     assert Dataset.open(tmp_path).views("train")[0].flac == b"new"
+
+
+def test_content_hashes_are_those_of_every_version(tmp_path):
+    """Runs are keyed by them: the shipped set, written by an older version, must hash to what its manifest says."""
+    pinned = Dataset.open(SHIPPED_FOLDER)
+    shutil.copytree(SHIPPED_FOLDER, tmp_path / "again", ignore=shutil.ignore_patterns("manifest.json"))
+    meta = {key: value for key, value in pinned.manifest.items() if key not in ("content_hash", "splits", "files")}
+    made = DatasetWriter(tmp_path / "again", meta).finish()
+    assert made["content_hash"] == "280ad8cd0883aa97112c0aadae246097"
+    assert json.loads(json.dumps(made)) == pinned.manifest
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16)))
+def test_the_content_hash_is_the_hash_of_the_sorted_hashes(digests):
+    assert dataset_module._content_hash(b"".join(digests)) == stable_hash(sorted(digest.hex() for digest in digests))
+
+
+def test_many_examples_are_several_files_and_the_same_content(tmp_path, monkeypatch):
+    examples = [example(n, "test" if n % 3 else "train", answer="\u2028\r\x85") for n in range(25)]
+    one = write(tmp_path / "one", examples, {})
+    monkeypatch.setattr(dataset_module, "EXAMPLES_PER_FILE", 10)
+    many = write(tmp_path / "many", examples, {})
+    assert many["content_hash"] == one["content_hash"]
+    assert [path.name for path in sorted((tmp_path / "many").glob("examples-*"))] == [
+        f"examples-0000{number}.jsonl" for number in range(3)
+    ]
+    dataset = Dataset.open(tmp_path / "many")
+    assert dataset.examples() == examples
+    assert list(dataset.iter_examples("test")) == dataset.examples("test") == [e for e in examples if e.split == "test"]
+    found = dataset.by_id()
+    assert (found["e24"], found["e0"], len(found)) == (examples[24], examples[0], 25)
+    with pytest.raises(DataError, match="no example 'e25'"):
+        found["e25"]
+
+
+def test_a_crash_between_two_files_of_examples_is_mended_by_adding_them_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "EXAMPLES_PER_FILE", 2)
+    wanted, original, calls = [example(n) for n in range(5)], dataset_module.atomic_write, []
+
+    def fails_once(path, content):
+        calls.append(path)
+        if len(calls) == 2:
+            raise DataError("cannot write")
+        original(path, content)
+
+    monkeypatch.setattr(dataset_module, "atomic_write", fails_once)
+    with pytest.raises(DataError, match="cannot write"):
+        DatasetWriter(tmp_path, META).add_examples(wanted)
+    writer = DatasetWriter(tmp_path, META)
+    writer.add_examples(wanted)
+    writer.finish()
+    assert Dataset.open(tmp_path).examples() == wanted
+
+
+def test_views_are_read_shard_by_shard_and_opening_reads_no_row(tmp_path, monkeypatch):
+    write(tmp_path, [example(n) for n in range(8)], {("train", n): [view(2 * n), view(2 * n + 1)] for n in range(4)})
+    opened, original = [], dataset_module.read_shard
+    monkeypatch.setattr(dataset_module, "read_shard", lambda path, split: opened.append(path) or original(path, split))
+    monkeypatch.setattr(dataset_module, "iter_examples", lambda folder: pytest.fail("read examples"))
+    dataset = Dataset.open(tmp_path)
+    views = dataset.iter_views("train")
+    assert opened == []
+    assert [next(views).id, next(views).id] == ["e0/0", "e1/0"]
+    assert len(opened) == 1
+    assert next(views).id == "e2/0"
+    assert len(opened) == 2
+    assert [facts(v) for v in dataset.iter_views()] == [facts(v) for v in dataset.views("train")]
+    assert list(dataset.iter_views("test")) == []
+
+
+def test_opening_asks_for_folders_and_not_for_every_file(tmp_path, monkeypatch):
+    write(tmp_path, [example(n) for n in range(30)], {("train", n): [view(n)] for n in range(30)})
+    listed, stats, scan, stat = [], [], os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+    monkeypatch.setattr(os, "stat", lambda path, *a, **k: stats.append(path) or stat(path, *a, **k))
+    Dataset.open(tmp_path)
+    assert len(listed) == 2
+    assert len(stats) < 10
+
+
+def test_the_index_reads_odd_rows_and_names_bad_ones(tmp_path):
+    path = tmp_path / "examples-00000.jsonl"
+    path.write_text(
+        '{"split": "train", "id": "b", "instruction": "", "spoken": ""}\n'
+        '{"id": "a\\u2028\\"é", "split": "train", "instruction": "", "spoken": ""}\n{"id": "torn'
+    )
+    found = ExampleIndex(tmp_path)
+    assert list(found) == ["b", 'a\u2028"é']
+    assert found['a\u2028"é'].split == "train"
+    path.write_text('{"id": "a", "split": "train"}\n')
+    with pytest.raises(DataError, match=r"examples-00000.jsonl at byte 0 is not an example"):
+        ExampleIndex(tmp_path)["a"]
+    path.write_text('{"id": \n')
+    with pytest.raises(DataError, match=r"examples-00000.jsonl line 1 is not an example"):
+        ExampleIndex(tmp_path)

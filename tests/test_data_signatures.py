@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rbalign.data import signatures as module
 from rbalign.data.signatures import NEAR, PERMUTATIONS, Signatures, jaccard, signature
 from rbalign.errors import DataError
 
@@ -91,3 +92,68 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="does not hold rbalign signatures"):
         Signatures.load(path)
+
+
+WORDS = [f"w{n}" for n in range(60)]
+
+
+def varied(rng, text):
+    """The text with up to all of its words changed: similarities of every size."""
+    changed = rng.random()
+    return " ".join(rng.choice(WORDS) if rng.random() < changed else word for word in text.split())
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 0.0, 0.3, 0.5, 0.66, NEAR, 0.75, 0.8, 0.9, 0.99, 1.0, 1.1])
+def test_filed_rows_give_the_answers_of_comparing_with_every_row(monkeypatch, threshold):
+    monkeypatch.setattr(module, "TAIL", 40)
+    rng = random.Random(2)
+    seeds = [" ".join(rng.choices(WORDS, k=12)) for _ in range(15)]
+    grown = Signatures.build([])
+    answers = []
+    for _ in range(500):
+        text = varied(rng, rng.choice(seeds))
+        answers.append(grown.has_near(text, threshold))
+        assert answers[-1] == (grown.worst(text) >= threshold)
+        grown.add(text)
+    if 0.3 <= threshold <= 0.99:
+        assert 20 < sum(answers) < 480, "both answers must occur"
+    if threshold >= module.NEAR:
+        assert grown._filed is not None
+        assert 0 < len(grown) - grown._filed.count <= 41
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, PERMUTATIONS), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
+def test_no_row_at_the_threshold_is_missed(equal, seed):
+    """Rows with just enough equal bytes, wherever they lie, meet the text often enough: the pigeonhole bound."""
+    noise = np.random.default_rng(seed)
+    own = signature(TEN)
+    rows = np.stack([own] * len(equal))
+    for row, same in zip(rows, equal, strict=True):
+        row[noise.permutation(PERMUTATIONS)[same:]] += noise.integers(1, 256, PERMUTATIONS - same, dtype=np.uint8)
+    for least in (87, 90, 128):
+        width = module._band_width(least)
+        times = PERMUTATIONS // width - (PERMUTATIONS - least)
+        met = module._Filed(rows, width).meeting(own, times)
+        assert {n for n, same in enumerate(equal) if same >= least} <= set(met.tolist())
+
+
+def test_many_rows_are_compared_in_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 3)
+    texts = [f"number {n} of {n * n} things" for n in range(20)]
+    assert [Signatures.build(texts).worst(text) for text in texts] == [1.0] * 20
+
+
+def test_few_rows_are_compared_when_many_are_filed(monkeypatch):
+    monkeypatch.setattr(module, "TAIL", 100)
+    rng, words = random.Random(3), [f"x{n}" for n in range(4000)]
+    filed = Signatures.build(" ".join(rng.choices(words, k=12)) for _ in range(3000))
+    compared, original = [], Signatures._most_equal
+
+    def counted(rows, own, chosen=None):
+        compared.append(len(rows) if chosen is None else len(chosen))
+        return original(rows, own, chosen)
+
+    monkeypatch.setattr(Signatures, "_most_equal", staticmethod(counted))
+    assert not filed.has_near("what should I cook for dinner tonight when nobody is hungry")
+    assert sum(compared) < 30

@@ -1,4 +1,4 @@
-"""`rba ask`, `rba export`, `rba inspect`, `rba compare`: use a model, look at a dataset or two runs."""
+"""`rba ask`, `export`, `export-data`, `inspect`, `card`, `compare`: use a model, look at a dataset or two runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
     """Add the verbs of this module."""
     app.command(rich_help_panel=ASK_PANEL)(ask)
     app.command(rich_help_panel=ASK_PANEL)(export)
+    app.command("export-data", rich_help_panel=ASK_PANEL)(export_data)
     app.command(rich_help_panel=LOOK_PANEL)(inspect)
+    app.command(rich_help_panel=LOOK_PANEL)(card)
     app.command(rich_help_panel=LOOK_PANEL)(compare)
 
 
@@ -64,6 +66,53 @@ def export(
 
     folder = write(run_named(run, runs), arm, out)
     typer.echo(f"{folder}  ({size(sum(path.stat().st_size for path in folder.iterdir()))}; how to load it: README.md)")
+
+
+def export_data(
+    place: Annotated[
+        str, typer.Argument(metavar="DATASET|RUN", help="A dataset folder, a run folder, or a recipe with a run.")
+    ],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help="audiofolder, ms-swift or verl.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system", help='System prompt of ms-swift and verl rows; default: the teacher\'s own, "": none.'
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")] = Path("runs"),
+) -> None:
+    """A dataset as another trainer reads it: clips as files, rows in its format, a dataset card."""
+    from rbalign.data.export import left_out
+    from rbalign.stages.export_data import export_data as write
+
+    made = write(place, form, out, system, runs)
+    splits = ", ".join(f"{count:,} {split}" for split, count in made.clips.items())
+    typer.echo(f"{made.folder}  ({splits} clips; how to load it: README.md)")
+    if made.left_out:
+        typer.echo(f"left out: {left_out(made)}")
+
+
+def card(
+    place: Annotated[
+        str, typer.Argument(metavar="DATASET|RUN", help="A dataset folder, a run folder, or a recipe with a run.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there, not to stdout.")] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")] = Path("runs"),
+) -> None:
+    """A dataset's README.md: licences, teacher, voices, filters and drops, counts, how to make it again."""
+    from rbalign.rundir.files import atomic_write
+    from rbalign.stages.card import dataset_card
+    from rbalign.stages.named import dataset_named
+
+    text = dataset_card(dataset_named(place, runs))
+    if out is None:
+        typer.echo(text, nl=False)
+    elif out.exists():
+        raise UsageError(f"{out} is already there", "give another --out, or remove it")
+    else:
+        atomic_write(out, text)
+        typer.echo(str(out))
 
 
 def inspect(

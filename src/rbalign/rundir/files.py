@@ -1,15 +1,17 @@
-"""Whole files: written aside and renamed, hashed, or named by the hash of a value."""
+"""Whole files and folders: written aside and renamed; files hashed, values named by their hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rbalign.errors import DataError
+from rbalign.errors import DataError, RunError, UsageError
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -31,6 +33,38 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         raise DataError(f"cannot write {path}: {error.strerror}", "free some disk space or mend the rights") from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def refuse_taken(out: Path) -> None:
+    """UsageError if `out` is there and holds anything: nothing of the user's is ever overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is there and not empty", "give a folder that does not exist yet, or empty it")
+
+
+@contextmanager
+def new_folder(out: Path, size: int) -> Iterator[Path]:
+    """A folder to fill beside `out`; it becomes `out` when the block ends well, and vanishes when it does not.
+
+    size: bytes that will be written. Raises UsageError if `out` is taken, RunError if the disk has no room for it,
+    DataError if the disk refuses. What a killed process left beside `out` goes with the next one.
+    """
+    refuse_taken(out)
+    place = out.resolve()
+    aside = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        free = shutil.disk_usage(aside).free
+        if size > free:
+            cure = "free some, or choose another place"
+            raise RunError(f"{out} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", cure)
+        yield aside
+        aside.replace(place)
+        fsync_folder(place.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}", "choose another place") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbalign.assets.catalog import default as catalog
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import Dataset
-from rbalign.errors import DataError, RbaError, RunError, UsageError
+from rbalign.errors import DataError, UsageError
 from rbalign.eval.metrics import METRICS
-from rbalign.rundir.files import atomic_write
+from rbalign.rundir.files import atomic_write, new_folder, refuse_taken
 from rbalign.rundir.run import RunDir
+from rbalign.stages.licences import Part, licence_table, part, voice_parts
 from rbalign.stages.named import BASE, arm_weights
 from rbalign.stages.voices import bank_of_dataset
 
@@ -49,8 +50,6 @@ Training data: {data}. Recipe: `recipe.toml`.
 
 What it was made with; the weights follow the licences of the language model and the encoder.
 
-| part | name | licence |
-|---|---|---|
 {licences}
 """
 
@@ -64,26 +63,16 @@ def export(run: RunDir, arm: str, out: Path) -> Path:
     from rbalign.stages.policy import open_policy
 
     weights = arm_weights(run, arm)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there and not empty", "give a folder that does not exist yet, or empty it")
+    refuse_taken(out)
     if run.recipe.align is None and run.recipe.connect is None:
         raise UsageError(f"run {run.recipe.name} has no speech LLM", "give a run that connects or aligns one")
     policy = open_policy(run.recipe, run)
     if weights is not None:
         policy.load(weights)
-    aside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        _check_space(size_of(policy), out)
+    with new_folder(out, size_of(policy)) as aside:
         save_whole(policy, aside)
         atomic_write(aside / "README.md", card(run, weights, policy))
         shutil.copyfile(run.path("recipe.toml"), aside / "recipe.toml")
-        aside.replace(out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}", "choose another place") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out
 
 
@@ -92,7 +81,7 @@ def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
     arm = weights.parent.name if weights else BASE
     system = [{"role": "system", "content": policy.system}] if policy.system is not None else []
     parts = _parts(run)
-    named = {part: name for part, name, _ in parts}
+    named = {each.role: each.name for each in parts}
     return CARD.format(
         title=f"{run.recipe.name}: {arm}",
         encoder=named.get("speech encoder", "Whisper"),
@@ -102,7 +91,7 @@ def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
         messages=json.dumps([*system, {"role": "user", "content": policy.processor.audio_token}], ensure_ascii=False),
         data=_data(run),
         results=_results(run, arm),
-        licences="\n".join(f"| {part} | {name} | {licence} |" for part, name, licence in parts),
+        licences=licence_table(parts),
     )
 
 
@@ -143,22 +132,18 @@ def _results(run: RunDir, arm: str) -> str:
     return head + "\n".join(lines) + "\n" if lines else ""
 
 
-def _parts(run: RunDir) -> list[tuple[str, str, str]]:
-    """(part, name, licence) of all that the weights and the data were made with."""
+def _parts(run: RunDir) -> list[Part]:
+    """All that the weights and the data were made with."""
     recipe = run.recipe
     backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
-    found = [("language model", backbone)]
+    found = [part("language model", backbone)]
     if encoder := _encoder(recipe, run):
-        found.append(("speech encoder", encoder))
-    found.append(("text teacher", recipe.teacher.author))
-    try:
+        found.append(part("speech encoder", encoder))
+    found.append(part("text teacher", recipe.teacher.author))
+    with suppress(DataError):  # the data may not be here any more
         data = Dataset.open(run.path("data"))
-        bank = bank_of_dataset(recipe, data)
-        voices = sorted({voice for split in data.manifest["splits"].values() for voice in split["voices"]})
-        found += [("voices", engine) for engine in sorted({bank.voice(voice).engine for voice in voices})]
-    except RbaError:  # no data here any more, or a voice that this version does not know
-        pass
-    return [(part, *_licence(name)) for part, name in found]
+        found += voice_parts(data.manifest, bank_of_dataset(recipe, data))
+    return found
 
 
 def _encoder(recipe: Recipe, run: RunDir) -> str | None:
@@ -170,15 +155,3 @@ def _encoder(recipe: Recipe, run: RunDir) -> str | None:
         return str(made_by["connect"]["encoder"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _licence(name: str) -> tuple[str, str]:
-    """The catalogue's title and licence; of a folder its last name, for its path is nobody's business."""
-    known = catalog().assets.get(name)
-    return (known.title.split(":")[0], known.licence) if known else (Path(name).name, "see where it came from")
-
-
-def _check_space(wanted: int, out: Path) -> None:
-    free = shutil.disk_usage(out.absolute().parent).free
-    if wanted > free:
-        raise RunError(f"{out} needs {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", "free some, or move it")

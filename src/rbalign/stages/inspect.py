@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _dataset(dataset: Dataset, rows: int, found: Inspection) -> None:
         found.splits.append([split, *counts, str(summary["distinct_voices"])])
         found.lines.append(f"{split} voices: {', '.join(summary['voices']) or 'none'}")
     found.bytes = sum((dataset.folder / name).stat().st_size for name in manifest["files"])
-    for example in dataset.examples()[:rows]:
+    for example in islice(dataset.iter_examples(), rows):
         found.examples.append([example.id, str(example.split), example.instruction, example.answer or ""])
 
 
@@ -86,11 +87,16 @@ def _drops(folder: Path, dataset: Dataset | None, found: Inspection) -> None:
     texts = dataset.manifest.get("dropped_texts", {})
     for cause, count in Counter(dataset.manifest.get("dropped", {})).most_common():
         found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])))])
+    for reason, views in unspoken(folder).items():
+        found.drops.append([f"unspoken: {reason}", f"{len(views):,}", " | ".join(views[:VIEWS_PER_CAUSE])])
+
+
+def unspoken(folder: Path) -> dict[str, list[str]]:
+    """Reason -> the views that no voice could make, the commonest first; empty where the stage's journal is not."""
     lost: dict[str, list[str]] = {}
     for row in read_rows(folder / "unspoken.jsonl"):
-        lost.setdefault(f"unspoken: {row['reason']}", []).append(f"{row['id']} by {row['voice']}")
-    for cause, views in sorted(lost.items(), key=lambda entry: -len(entry[1])):
-        found.drops.append([cause, f"{len(views):,}", " | ".join(views[:VIEWS_PER_CAUSE])])
+        lost.setdefault(row["reason"], []).append(f"{row['id']} by {row['voice']}")
+    return dict(sorted(lost.items(), key=lambda entry: -len(entry[1])))
 
 
 def _short(text: Any, width: int = 70) -> str:

@@ -1,15 +1,55 @@
-"""Runs and arms as people name them: a run by its folder or its recipe, an arm with or without its seed."""
+"""Runs, arms and datasets as people name them: by a folder or a recipe, an arm with or without its seed."""
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rbalign.config.load import load_recipe
+from rbalign.config.recipe import Recipe
+from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.errors import UsageError, unknown
 from rbalign.rundir.run import RunDir
 
 BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDataset:
+    """A finished dataset, and where it comes from as far as its place tells."""
+
+    dataset: Dataset
+    name: str
+    """Of its run, or of its folder; no path."""
+    recipe: Recipe | None
+    """What it was made with: of the run around it, or recipe.toml in its own folder."""
+    run: Path | None
+    """The folder of that run."""
+
+
+def dataset_named(given: str, runs: Path = Path("runs")) -> NamedDataset:
+    """The dataset behind its folder, a run's folder, or a recipe whose run is in `runs`; opened.
+
+    UsageError if there is no such thing, DataError if the dataset is not finished.
+    """
+    folder = Path(given)
+    if not (folder / MANIFEST).is_file():
+        if folder.is_dir() and not (folder / "status.json").is_file():
+            raise UsageError(
+                f"{given} is neither a run nor a dataset", "give a folder with status.json or manifest.json"
+            )
+        run = run_named(given, runs)
+        return NamedDataset(Dataset.open(run.path("data")), run.folder.name, run.recipe, run.folder)
+    dataset, place = Dataset.open(folder), folder.resolve()
+    with suppress(UsageError):  # a recipe of another version: then the dataset stands for itself
+        if place.name == "data" and (place.parent / "status.json").is_file():
+            run = run_named(str(place.parent))
+            return NamedDataset(dataset, run.folder.name, run.recipe, run.folder)
+        if (place / "recipe.toml").is_file():
+            return NamedDataset(dataset, place.name, load_recipe(place / "recipe.toml"), None)
+    return NamedDataset(dataset, place.name, None, None)
 
 
 def run_named(given: str, runs: Path = Path("runs")) -> RunDir:

@@ -27,7 +27,7 @@ from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir, StageHandle
 from rbalign.stages.chain import settings
 from rbalign.stages.eval import held_out, text_scorers, write_results
-from rbalign.stages.named import run_named
+from rbalign.stages.named import dataset_named
 
 TASK = "open"
 
@@ -157,12 +157,10 @@ def _enter(outside: Outside, run: RunDir, again: bool) -> StageHandle:
 
 def _asked(place: str, runs: Path) -> tuple[Dataset, int, EvalConfig]:
     """The dataset, the seed of its run, and what that run's [eval] asks of it."""
-    if (Path(place) / MANIFEST).is_file():
-        return Dataset.open(Path(place)), 0, EvalConfig()
-    if Path(place).is_dir() and not (Path(place) / "status.json").is_file():
-        raise UsageError(f"{place} is neither a run nor a dataset", "give a folder with status.json or manifest.json")
-    run = run_named(place, runs)
-    return Dataset.open(run.path("data")), run.recipe.seed, run.recipe.eval or EvalConfig()
+    named = dataset_named(place, runs)
+    if named.recipe is None or (Path(place) / MANIFEST).is_file():
+        return named.dataset, 0, EvalConfig()
+    return named.dataset, named.recipe.seed, named.recipe.eval or EvalConfig()
 
 
 def _name(file: Path) -> str:

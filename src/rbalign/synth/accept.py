@@ -77,9 +77,9 @@ class Acceptance:
         return [(draft["text"], cause)]
 
     def _against_others(self, text: str) -> str | None:
-        if any(signatures.worst(text) >= self.config.filters.max_leakage for signatures in self.leakage):
+        if any(signatures.has_near(text, self.config.filters.max_leakage) for signatures in self.leakage):
             return "leakage"
-        if self._accepted.worst(text) >= self.config.filters.max_near_duplicate:
+        if self._accepted.has_near(text, self.config.filters.max_near_duplicate):
             return "near-duplicate"
         self._accepted.add(text)
         return None
