@@ -40,7 +40,7 @@ def part(role: str, name: str) -> Part:
 
 
 def voice_parts(manifest: Mapping[str, Any], bank: VoiceBank | None = None) -> list[Part]:
-    """The engines behind a dataset's voices (of `bank`, else the shipped one); unknown voices are a part of their own."""
+    """The engines behind a dataset's voices, of `bank` or the shipped one; unknown voices are a part of their own."""
     bank = bank or load_bank()
     engines: set[str] = set()
     strange: set[str] = set()
