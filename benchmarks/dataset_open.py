@@ -2,7 +2,7 @@
 
     python benchmarks/dataset_open.py [--rows 1000000] [--rounds 3] [--folder DIR]
 
-Writes a dataset of tiny clips into a temporary folder (a million rows: 1.5 GB, some minutes), deletes it at the end.
+Writes a dataset of tiny clips into a temporary folder (a million rows: 0.5 GB, some minutes), deletes it at the end.
 Every measurement is a fresh process, imports included, interleaved, medians. `theirs` streams the same shards with
 `datasets.load_dataset("parquet", streaming=True)`, clips only, no texts; the floor reads one file with pyarrow.
 Wanted at a million rows: `ours` under 3 s, its `mb` under 500. `cpu` tells what a busy machine hides.
