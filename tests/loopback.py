@@ -131,16 +131,16 @@ def truncated(handler: Handler) -> None:
 
 
 def stalls(handler: Handler) -> None:
-    """Sends a part, then nothing until the client has gone."""
+    """Sends a part, then nothing for longer than any test waits."""
     handler.send(b'{"choices": [', length="500")
-    time.sleep(1.0)
+    time.sleep(30.0)
     handler.close_connection = True
 
 
 def trickles(handler: Handler) -> None:
     """A byte at a time: every read succeeds, the reply never ends."""
     handler.send(b"", length="100000")
-    for _ in range(100):
+    for _ in range(3000):
         handler.wfile.write(b" ")
         time.sleep(0.02)
     handler.close_connection = True

@@ -27,7 +27,7 @@ from rbalign.voices.speakers import reference_speakers
 
 
 def voices(server, split="train", **more):
-    fields = {"url": server.url, "model": "tts", "split": split, "timeout": 5.0, "retries": 1}
+    fields = {"url": server.url, "model": "tts", "split": split, "timeout": 60.0, "retries": 1}
     return VoiceEndpoint(**{**fields, "voices": ("vivian", "ryan"), **more})
 
 

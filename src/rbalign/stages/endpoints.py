@@ -53,13 +53,13 @@ class Servers:
             speaker.probe()
 
     def try_teacher(self) -> None:
-        """One small request for each capability that the stage needs; refused if one is not there."""
+        """One small request for each capability that the recipe declares; refused if one is not there, or lacks."""
         from rbalign.teacher.base import require
 
         if self._config.endpoint is not None:
             teacher = open_teacher(self._config)
             require(teacher, self._needs, "synth")
-            teacher.probe(self._needs)
+            teacher.probe()
 
     def save(self) -> None:
         """Put the counts on the disk."""

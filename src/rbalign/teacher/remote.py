@@ -82,8 +82,8 @@ class RemoteTeacher:
         pairs = list(zip(instructions, answers, strict=True))
         return self._each(lambda pair: self._scored(pair[0], pair[1], system), pairs)
 
-    def probe(self, needs: frozenset[str]) -> None:
-        """Try each of these capabilities with one small request. Raises UsageError for one that is not there."""
+    def probe(self) -> None:
+        """Try each declared capability with one small request. Raises UsageError for one that is not there."""
         tries: dict[str, Callable[[], object]] = {
             "chat": lambda: self._chat("Say hello.", Key(0, "probe"), self.params(0.0, 1.0, PROBE_TOKENS), None),
             "continue": lambda: self._continue(
@@ -91,7 +91,7 @@ class RemoteTeacher:
             ),
             "score": lambda: self._score("Say hello.", "Hello.", None),
         }
-        for capability in sorted(needs & self.can):
+        for capability in sorted(self.can):
             try:
                 tries[capability]()
             except RequestError as failure:
