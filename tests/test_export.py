@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from aligning import LORA, tiny_view
+from refusals import assert_refused
 from tiny import tiny_clip, tiny_processor, tiny_speech_model, tiny_tokenizer, tiny_whisper_config
 from transformers import AutoModel, AutoProcessor, Qwen2Config, Qwen2ForCausalLM, WhisperModel
 
@@ -146,15 +147,7 @@ def test_results_of_the_run_stand_in_the_card(run, tmp_path):
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(run, tmp_path, words, parts, capsys):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("mine")
-    assert rba("export", *words) == 2
-    err = capsys.readouterr().err
-    assert len(err.strip().splitlines()) == 1, err
-    for part in parts:
-        assert part in err
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert_refused(lambda: rba("export", *words), parts, tmp_path, capsys)
 
 
 def test_a_full_disk_leaves_nothing_half(run, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 from rbalign.rundir.journal import Journal, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.scorers import Scorer
+from rbalign.scorers.base import example_columns
 from rbalign.types import Example
 
 BATCH = 64
@@ -59,10 +60,7 @@ def _columns(
     columns: dict[str, list[Any]] = {
         "text": [row["answer"] for row in batch],
         "ids": [row["ids"] for row in batch],
-        "answer": [example.answer for example in own],
-        "reference": [example.reference for example in own],
-        "aliases": [example.labels.get("aliases") for example in own],
-        "constraints": [example.labels.get("constraints") for example in own],
+        **example_columns(own),
     }
     if teacher_logprobs is not None and any("teacher_logprobs" in scorer.needs for scorer in scorers.values()):
         columns["teacher_logprobs"] = list(teacher_logprobs([example.instruction for example in own], columns["ids"]))

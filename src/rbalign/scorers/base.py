@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from rbalign.types import Example
+
 MAX_CHARACTERS = 8_000
 """Text beyond this is not read by any scorer: bounds the time that one hostile answer can take."""
 
@@ -38,6 +40,16 @@ def as_text(completion: Any) -> str:
     else:
         text = ""
     return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """The columns that examples themselves hold, a row for each."""
+    return {
+        "answer": [example.answer for example in examples],
+        "reference": [example.reference for example in examples],
+        "aliases": [example.labels.get("aliases") for example in examples],
+        "constraints": [example.labels.get("constraints") for example in examples],
+    }
 
 
 def column(columns: dict[str, Any], name: str, rows: int) -> list[Any]:

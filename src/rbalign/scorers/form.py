@@ -22,6 +22,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def runs(found: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """Every `size` words in a row; none of an empty text."""
+    return [tuple(found[place : place + size]) for place in range(len(found) - size + 1)] if size else []
+
+
 class Length:
     """Shorter over longer of the answer's and y_ref's words: 1 = as long as the teacher's answer, 0 = empty."""
 
@@ -52,9 +57,8 @@ class Repetition:
         return [self._one(words(as_text(text))) for text in completions]
 
     def _one(self, found: list[str]) -> float:
-        size = min(NGRAM, len(found))
-        runs = [tuple(found[place : place + size]) for place in range(len(found) - size + 1)]
-        return len(set(runs)) / len(runs) if found else 0.0
+        own = runs(found, min(NGRAM, len(found)))
+        return len(set(own)) / len(own) if own else 0.0
 
 
 class Novelty:
@@ -74,9 +78,8 @@ class Novelty:
 
     def _one(self, asked: list[str], found: list[str]) -> float:
         size = min(NGRAM, len(found))
-        runs = [tuple(found[place : place + size]) for place in range(len(found) - size + 1)] if found else []
-        known = {tuple(asked[place : place + size]) for place in range(len(asked) - size + 1)}
-        return sum(run not in known for run in runs) / len(runs) if runs else 0.0
+        own, known = runs(found, size), set(runs(asked, size))
+        return sum(run not in known for run in own) / len(own) if own else 0.0
 
 
 class Language:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rbalign.keys import Key
 from rbalign.lm.sampler import SamplingParams
-from rbalign.scorers.base import Scorer
+from rbalign.scorers.base import Scorer, example_columns
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.types import Example, StopReason, View
 
@@ -103,10 +103,7 @@ def score_groups(policy: SpeechPolicy, groups: Sequence[Group], scorer: Scorer) 
     if not rows:
         return
     columns: dict[str, list[Any]] = {
-        "answer": [group.item.example.answer for group, _ in rows],
-        "reference": [group.item.example.reference for group, _ in rows],
-        "aliases": [group.item.example.labels.get("aliases") for group, _ in rows],
-        "constraints": [group.item.example.labels.get("constraints") for group, _ in rows],
+        **example_columns([group.item.example for group, _ in rows]),
         "group": [group.item.example.id for group, _ in rows],
     }
     if "teacher_logprobs" in scorer.needs:
