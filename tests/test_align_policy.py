@@ -10,7 +10,9 @@ from rbalign.keys import Key
 from rbalign.lm.branches import branch_hidden
 from rbalign.lm.logprobs import completion_logprobs
 from rbalign.lm.sampler import Prompts
-from rbalign.speechlm.policy import ClipCache
+from rbalign.lm.templates import around_user
+from rbalign.speechlm.clipcache import ClipCache
+from rbalign.speechlm.policy import REPEAT
 from rbalign.train.reference import Reference
 from rbalign.train.trainer import AlignTrainer
 
@@ -207,3 +209,22 @@ def test_the_cache_computes_a_clip_once_and_stays_in_bounds():
     assert len(calls) == len(views)
     cache.drop("x")
     assert cache.used == 0
+
+
+def test_a_connector_without_transcript_is_asked_to_repeat():
+    """The untouched language model says it, whatever LoRA has learned, each clip alone or beside others."""
+    policy = tiny_policy(adapter="mlp")
+    views = [item.views[0] for item in tiny_items(policy, count=3)]
+    fresh = policy.heard(views)
+    with torch.no_grad():
+        for value in policy.trainable().values():
+            value.add_(torch.randn_like(value))
+    policy.refresh()
+    assert policy.heard(views) == fresh == [policy.heard([view])[0] for view in views]
+    prompts = policy.speech.audio_prompts(policy.audio(views), *around_user(policy.tokenizer, REPEAT))
+    greedy = policy.params(0.0, 1.0, 5)
+    keys = [[Key(1, "any", view=place)] for place in range(3)]
+    said = policy.sample(prompts, greedy, keys, base=True)
+    for words, own in zip(fresh, said, strict=True):
+        assert words.startswith(policy.decode(own[0].ids[:3]))
+    assert policy.sample(prompts, greedy, keys)[0][0].ids.tolist() != said[0][0].ids.tolist()  # LoRA is back

@@ -6,8 +6,10 @@ from aligning import tiny_items, tiny_policy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rbalign.config.sections import AlignConfig
 from rbalign.keys import Key
 from rbalign.lm.logprobs import completion_logprobs
+from rbalign.train.diagnostics import rollout_counts
 from rbalign.train.rollout import best_and_worst, draw_groups, restore_groups, sample_rows, score_groups
 
 
@@ -101,3 +103,14 @@ def test_rows_bring_the_groups_back(policy, items):
         for x, y in zip(a.drawn, b.drawn, strict=True):
             assert torch.equal(x.ids, y.ids)
             assert (x.view, x.sample, x.stop, x.score) == (y.view, y.sample, y.stop, y.score)
+
+
+def test_a_group_has_an_advantage_as_long_as_one_sample_has(policy, items):
+    """One unscored sample among scored ones does not silence its instruction; equal scores do."""
+    groups = draw_groups(policy, items, policy.params(1.0, 1.0, 5), Key(1, "r"), 2)
+    for group, scores in zip(groups, [(None, 1.0, 2.0, 3.0), (1.0,) * 4, (None, None, None, 1.0)], strict=True):
+        for drawn, score in zip(group.drawn, scores, strict=True):
+            drawn.score = score
+    counts = rollout_counts(groups, {"grpo": 1.0}, AlignConfig(), Key(1, "tie"))
+    assert (counts["without_advantage"], counts["unscored"]) == (2, 4)
+    assert counts["reward"] == pytest.approx((6 + 4 + 1) / 8)

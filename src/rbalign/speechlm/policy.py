@@ -7,11 +7,9 @@ audio positions too while the adapter is frozen.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logits
 from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
 from rbalign.lm.templates import around_user, end_ids
+from rbalign.speechlm.clipcache import ClipCache
 from rbalign.speechlm.ctc import log_sum_exp_rows
 from rbalign.speechlm.encoder import EncoderStates
 from rbalign.teacher.local import best_sampler
@@ -36,7 +35,10 @@ LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONNECTOR_FILE = "connector_adapter.safetensors"
 CACHE_BYTES = 1 << 30
 """Room for about 30,000 clips of audio positions (25 x 576 float32 each), or 3,000 of encoder frames."""
-ENCODE_BATCH = 16
+REPEAT = "Repeat the user's words exactly."
+"""System prompt under which a connector without a transcript of its own is taught, and asked, to say what it hears."""
+MAX_REPEATED = 160
+"""Tokens: 30 seconds of fast speech are about 130."""
 
 Wanted = Literal["logprobs", "logits"]
 
@@ -107,11 +109,20 @@ class SpeechPolicy(nn.Module):
         """Encoder frames (F_i, D_enc) of each view, 50 a second; computed once per clip."""
         return self.cache.get("frames", views, self._encode)
 
+    @torch.no_grad()
     def heard(self, views: Sequence[View]) -> list[str]:
-        """The adapter's own greedy transcripts (ctc adapter only): what the self-cascade reads."""
-        rows = self.encoder_rows(views)
-        ids = self.speech.transcribe(EncoderStates.stack(rows))
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+        """What was understood, as words, greedily: what the self-cascade reads.
+
+        The ctc adapter has a transcript; behind any other the untouched language model is asked to repeat the words.
+        """
+        if self.speech.config.adapter_type == "ctc":
+            rows = self.speech.transcribe(EncoderStates.stack(self.encoder_rows(views)))
+        else:
+            prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
+            keys = [[Key(0, "repeat", example=view.id)] for view in views]
+            said = self.sample(prompts, self.params(0.0, 1.0, MAX_REPEATED), keys, base=True)
+            rows = [own[0].ids for own in said]
+        return [self.decode(row) for row in rows]
 
     @torch.no_grad()
     def _positions(self, views: list[View]) -> list[Tensor]:
@@ -140,7 +151,7 @@ class SpeechPolicy(nn.Module):
         """Ids of a complete answer (T,): its tokens and the end token."""
         return torch.tensor([*self.tokenizer.encode(answer, add_special_tokens=False), self.end_ids[0]])
 
-    def decode(self, ids: Tensor) -> str:
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of a completion, without its end token."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
@@ -323,42 +334,6 @@ class SpeechPolicy(nn.Module):
             for module in self.lm.modules():
                 if isinstance(module, LoraLayer):
                     module.reset_lora_parameters("default", config.init_lora_weights)
-
-
-class ClipCache:
-    """Tensors of frozen parts by the clip's own bytes, least recently used out first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.computed: dict[str, int] = {}
-        """How many clips were computed, by kind: the encoder must run once per clip."""
-        self._kept: OrderedDict[tuple[str, bytes], Tensor] = OrderedDict()
-
-    def get(self, kind: str, views: Sequence[View], compute: Callable[[list[View]], list[Tensor]]) -> list[Tensor]:
-        """One tensor for each view; clips that are not there yet are computed in batches of equal kind."""
-        names = [(kind, hashlib.blake2b(view.flac, digest_size=16).digest()) for view in views]
-        have = {name: self._kept[name] for name in names if name in self._kept}
-        missing = {name: view for name, view in zip(names, views, strict=True) if name not in have}
-        todo = sorted(missing, key=lambda name: missing[name].seconds)
-        for start in range(0, len(todo), ENCODE_BATCH):
-            batch = todo[start : start + ENCODE_BATCH]
-            made = compute([missing[name] for name in batch])
-            self.computed[kind] = self.computed.get(kind, 0) + len(batch)
-            for name, value in zip(batch, made, strict=True):
-                have[name] = self._kept[name] = value
-                self.used += value.nbytes
-        for name in names:
-            if name in self._kept:
-                self._kept.move_to_end(name)
-        while self.used > self.limit and self._kept:
-            self.used -= self._kept.popitem(last=False)[1].nbytes
-        return [have[name] for name in names]
-
-    def drop(self, kind: str) -> None:
-        """Forget one kind: what made it has changed."""
-        for name in [name for name in self._kept if name[0] == kind]:
-            self.used -= self._kept.pop(name).nbytes
 
 
 class _Sizes:

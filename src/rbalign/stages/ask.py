@@ -22,7 +22,7 @@ def ask(
 ) -> dict[str, Any]:
     """Answer a clip, a written request, or both, greedily.
 
-    Returns heard (the adapter's transcript; None without a clip), answer, text_answer (the untouched text LLM on
+    Returns heard (see `SpeechPolicy.heard`; None without a clip), answer, text_answer (the untouched text LLM on
     `text`, else on what was heard) and seconds. `run` takes that run's model, `arm` one of its trained arms.
     """
     from rbalign.audio.io import read_audio, to_flac
@@ -36,7 +36,7 @@ def ask(
         samples = read_audio(clip)
         view = View("ask", 0, "test", ViewSpec("user"), len(samples) / 16_000, to_flac(samples, 16_000))
         prompts = policy.prompts([view])
-        heard = policy.heard([view])[0] if policy.speech.config.adapter_type == "ctc" else None
+        heard = policy.heard([view])[0]
     answer = _greedy(policy, prompts, on_token)
     words = text or heard
     with policy.lora_off():

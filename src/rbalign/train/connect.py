@@ -21,6 +21,7 @@ from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.connector import save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
+from rbalign.speechlm.policy import REPEAT
 from rbalign.text.normalise import wer
 from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask
@@ -42,7 +43,6 @@ DEFAULT_ARGS: dict[str, Any] = {
 DEFAULT_EPOCHS = 3
 EVALUATIONS = 12
 """Times the validation split is heard in a whole training, unless `eval_steps` says otherwise."""
-REPEAT = "Repeat the user's words exactly."
 
 
 def learnable(clips: Clips, model: RbaSpeechForConditionalGeneration, tokenizer: Any) -> Clips:

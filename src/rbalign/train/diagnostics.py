@@ -43,7 +43,7 @@ def rollout_counts(
         pair = group.pair(tie_key.at(example=group.item.example.id), config.min_score_gap)
         drawn = [(len(one.ids), one.truncated, one.score) for one in group.drawn]
         voices = [end.view.spec.voice for end in pair or ()]
-        flat = None in group_advantages(group, config)
+        flat = all(advantage is None for advantage in group_advantages(group, config))
         mine.append({"drawn": drawn, "pair": voices, "one_sided": pair is not None and one_sided(pair), "flat": flat})
     every = list(gather_object(mine))
     drawn = [one for group in every for one in group["drawn"]]
