@@ -159,6 +159,16 @@ class TestTraining:
         assert {"eval_wer_written", "step"} <= set(judged[0])
         assert summary["train_clips"] == 16
 
+    def test_max_steps_cuts_the_training_and_its_schedule(self, tmp_path: Path) -> None:
+        summary, _ = train(tmp_path, args={**config().args, "max_steps": 3, "logging_steps": 1})
+        rates = [
+            row["learning_rate"]
+            for row in Journal(tmp_path / "metrics.jsonl", key="key").rows()
+            if "learning_rate" in row
+        ]
+        assert (summary["updates"], len(rates)) == (3, 3)
+        assert rates[-1] < max(rates)
+
     def test_the_encoder_joins_after_its_share_of_the_updates(self, tmp_path: Path) -> None:
         before = tiny_speech_model().encoder.layers[0].fc1.weight.half().float()
         for share, learns in ((1.0, False), (0.0, True)):

@@ -47,8 +47,9 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
         rules = recipe.synth.views if recipe.synth else ()
         clips = sum(rule.per_example * rule.fraction for rule in rules) * (recipe.synth.train if recipe.synth else 0)
         seconds = clips * SECONDS_PER_VIEW
-    updates = round(seconds * epochs / config.seconds_per_batch)
-    wanted = seconds * epochs / SPEECH_SECONDS_PER_SECOND[config.adapter]
+    updates, longest = round(seconds * epochs / config.seconds_per_batch), int(config.args.get("max_steps", 0))
+    updates = min(updates, longest) if longest > 0 else updates
+    wanted = updates * config.seconds_per_batch / SPEECH_SECONDS_PER_SECOND[config.adapter]
     return Plan((PlanRow("updates of the connector", updates, wanted, 3 * CHECKPOINT_BYTES),))
 
 

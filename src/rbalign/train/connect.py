@@ -77,7 +77,9 @@ def train_connector(
         raise DataError("no clip can be learned from", "check that the dataset has train and validation views")
     given = dict(config.args)
     epochs = int(given.pop("num_train_epochs", DEFAULT_EPOCHS))
-    batches = _plan(heard, config, seed, epochs)
+    # As the Trainer's own, max_steps cuts the training short and its schedule with it; below 1 it means all.
+    longest = int(given.pop("max_steps", 0))
+    batches = _plan(heard, config, seed, epochs)[: longest if longest > 0 else None]
     adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))
@@ -105,6 +107,7 @@ def train_connector(
         "train_clips_left_out": len(train.ids) - len(heard.ids),
         "validation_clips": len(judged.ids),
         "updates": len(batches),
+        "hours_heard": round(sum(item.seconds for batch in batches for item in batch) / 3600, 2),
         "epochs": epochs,
         "bf16": args.bf16,
         "best_step": trainer.state.best_global_step,
