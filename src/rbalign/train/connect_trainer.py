@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, WhisperFeatureExtractor
+from transformers import PrinterCallback, Trainer, TrainerCallback, WhisperFeatureExtractor
 
 from rbalign.config.sections import ConnectConfig
 from rbalign.keys import Key
@@ -77,6 +77,7 @@ class ConnectTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, task: ConnectTask, seed: int, frozen_updates: int, **kwargs: Any) -> None:
         """The encoder stays as it is for the first `frozen_updates`."""
         super().__init__(model=task, data_collator=_only_row, **kwargs)
+        self.remove_callback(PrinterCallback)
         self.key = Key(seed, "connect-dropout")
         self.frozen_updates = frozen_updates
 
