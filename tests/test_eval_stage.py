@@ -14,7 +14,7 @@ from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, RunError, UsageError
 from rbalign.eval import answerers
-from rbalign.eval.collect import Answered, collect
+from rbalign.eval.collect import Answered, collect, in_turn
 from rbalign.eval.items import Item, by_example, chosen_view, every_view, repeats, wrong_audio
 from rbalign.eval.schedule import Spoken, arm_work, reference_work
 from rbalign.eval.score import load_rows, word_errors
@@ -67,7 +67,12 @@ def recipe():
             "name": "tiny",
             "synth": {"train": 0, "validation": 0, "test": 4},
             "align": {"arms": ("sft", "rba-group"), "seeds": (0,), "lora": LORA},
-            "eval": {"sampling": {"temperature": 0.7, "max_new_tokens": 6}, "bootstrap": 50, "batch_size": 5},
+            "eval": {
+                "sampling": {"temperature": 0.7, "max_new_tokens": 6},
+                "bootstrap": 50,
+                "batch_size": 5,
+                "workers": 1,
+            },
         }
     )
 
@@ -87,7 +92,7 @@ def run(tmp_path, recipe, monkeypatch):
         policy.save(arm_folder(opened, arm, 0))
     monkeypatch.setattr(stage, "build_embedder", lambda name: Letters() if name == "minilm" else missing(name))
     monkeypatch.setattr("rbalign.stages.policy.open_policy", lambda recipe, run: new_policy())
-    monkeypatch.setattr(stage, "whisper", lambda: lambda views: ["what is tea" for _ in views])
+    monkeypatch.setattr("rbalign.stages.answering.whisper", lambda: lambda views: ["what is tea" for _ in views])
     with opened:
         yield opened
 
@@ -280,7 +285,7 @@ def test_one_damaged_clip_fails_alone(tmp_path):
     policy = new_policy()
     items = [Item(example(0), view(0, 0)), Item(example(1), view(1, 0, b"not audio")), Item(example(2), view(2, 0))]
     answerer = answerers.SpeechAnswerer(policy, policy.params(0.0, 1.0, 4), 0)
-    collect(answerer, items, tmp_path / "open.jsonl", {"temperature": 0.0}, batch_size=3, label="test")
+    collect(in_turn(answerer), items, tmp_path / "open.jsonl", {"temperature": 0.0}, batch_size=3, label="test")
     found = {row["id"]: row for row in load_rows([tmp_path / "open.jsonl"])}
     assert [found[item.id]["stop"] == "error" for item in items] == [False, True, False]
     assert found["e1/0/0"]["error"]
@@ -296,7 +301,7 @@ def test_only_what_is_missing_is_answered(tmp_path):
 
     items = [Item(example(i), view(i, 0, b"x")) for i in range(5)]
     for upto in (2, 5, 5):
-        collect(Counting(), items[:upto], tmp_path / "a.jsonl", {}, batch_size=2, label="test")
+        collect(in_turn(Counting()), items[:upto], tmp_path / "a.jsonl", {}, batch_size=2, label="test")
     assert sorted(asked) == [item.id for item in items]
 
 

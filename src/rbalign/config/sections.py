@@ -319,6 +319,8 @@ class EvalConfig(Section):
     """Resamples of instructions behind each interval."""
     batch_size: Positive = 64
     """Clips answered at once; any value gives the same answers."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Answering processes; 0 takes one a core as far as the memory allows, and one beside a GPU."""
 
 
 class ReportConfig(Section):

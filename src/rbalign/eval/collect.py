@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,14 +47,33 @@ def failed(item: Item, error: Exception) -> Answered:
     return Answered("", "error", prompt=f"<{item.view.id}>", error=str(error))
 
 
+Batch = tuple[Sequence[Item], list[Answered], float]
+"""Items, their answers, and the seconds that one of them took."""
+AnswerBatches = Callable[[Sequence[Sequence[Item]]], Iterator[Batch]]
+"""Answers batches one after another; closing the iterator early gives the rest up."""
+
+
+def in_turn(answerer: Answerer) -> AnswerBatches:
+    """Batches answered here."""
+    return lambda batches: (answer_batch(answerer, batch) for batch in batches)
+
+
+def answer_batch(answerer: Answerer, batch: Sequence[Item]) -> Batch:
+    """A batch's answers, with failed items in their places."""
+    began = time.perf_counter()
+    answers = _answer(answerer, batch)
+    return batch, answers, (time.perf_counter() - began) / len(batch)
+
+
 def collect(
-    answerer: Answerer,
+    answer: AnswerBatches,
     items: Sequence[Item],
     path: Path,
     settings: Mapping[str, Any],
     *,
     batch_size: int,
     label: str,
+    workers: int = 1,
 ) -> None:
     """Answer what the journal at `path` lacks. `settings` (decoding, model digest) stand in every row."""
     with Journal(path) as journal:
@@ -62,15 +81,16 @@ def collect(
         # Alike lengths share a batch: less padding. The answers do not depend on it.
         todo.sort(key=lambda item: (item.view.seconds, item.id))
         with progress(len(items), label, done=len(items) - len(todo), unit="answers") as advance:
-            for start in range(0, len(todo), batch_size):
-                batch = todo[start : start + batch_size]
-                began = time.perf_counter()
-                answers = _answer(answerer, batch)
-                seconds = (time.perf_counter() - began) / len(batch)
-                journal.append(
-                    _row(item, answer, settings, seconds) for item, answer in zip(batch, answers, strict=True)
-                )
+            for batch, answers, seconds in answer(_batches(todo, batch_size, workers)):
+                journal.append(_row(item, made, settings, seconds) for item, made in zip(batch, answers, strict=True))
                 advance(len(batch))
+
+
+def _batches(todo: Sequence[Item], largest: int, workers: int) -> list[Sequence[Item]]:
+    """Nearly equal batches, as many for each worker: 100 items are 50 and 50 for two, not 64 and 36."""
+    rounds = -(-len(todo) // (largest * workers))
+    count = min(rounds * workers, len(todo))
+    return [todo[len(todo) * i // count : len(todo) * (i + 1) // count] for i in range(count)]
 
 
 def _answer(answerer: Answerer, batch: Sequence[Item]) -> list[Answered]:

@@ -1,8 +1,9 @@
-"""Worker processes of one thread each, which end with their parent however it ends."""
+"""Worker processes of few threads each, which end with their parent however it ends."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -11,15 +12,17 @@ from loky import ProcessPoolExecutor, process_executor
 POLL_SECONDS = 1.0
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
+def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     """A pool to `submit` to; whoever takes it must `shutdown(wait=True, kill_workers=True)`."""
     return ProcessPoolExecutor(
-        max_workers=workers, initializer=_prepare, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": "1"}
+        max_workers=workers, initializer=_prepare, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": str(threads)}
     )
 
 
 def _prepare(parent: int) -> None:
     """In the worker."""
+    # Ctrl-C reaches every process of a terminal; the parent decides what becomes of its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # loky takes growth by 300 MB for a leak and replaces the process, every half minute here, because two
     # synthesisers and the longest sentence so far are more than that. Measured: 4 clips a second with, 8 without.
     process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 33

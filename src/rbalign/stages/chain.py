@@ -20,7 +20,7 @@ from rbalign.stages.base import Plan, StageModule
 FREE_FIELDS = {
     "synth": {"batch_size", "workers"},
     "align": {"micro_batch"},
-    "eval": {"batch_size"},
+    "eval": {"batch_size", "workers"},
 }
 # Seconds of work on files that are there: done again whenever asked, so that a new version can draw an old run.
 REPEATED = {"report"}

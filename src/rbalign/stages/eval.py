@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import EvalConfig
 from rbalign.data.dataset import Dataset, DatasetWriter
 from rbalign.errors import AssetError, UsageError
 from rbalign.eval import metrics, qa
+from rbalign.eval.collect import collect
 from rbalign.eval.items import by_example, limit_examples
 from rbalign.eval.results import Evidence, Subject, build
 from rbalign.eval.schedule import Spoken, Work, arm_work, reference_work
@@ -30,13 +32,10 @@ from rbalign.scorers import Scorer
 from rbalign.scorers import build as build_scorer
 from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
-from rbalign.stages.align import arm_folder, cost
+from rbalign.stages.align import cost
+from rbalign.stages.answering import Answering, answering, arm_folders, decoding, workers_for
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.types import Example, Split
-
-if TYPE_CHECKING:
-    from rbalign.eval.collect import Answerer
-    from rbalign.speechlm.policy import SpeechPolicy
 
 SHARD = 64
 """Questions' clips in a shard: a minute of speaking to lose in a crash."""
@@ -55,7 +54,7 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     instructions = min(wanted, config.limit or wanted)
     views = sum(rule.per_example for rule in recipe.synth.views) if recipe.synth else 4
     several, repeated = instructions * views, instructions * (config.consistency_samples - 1)
-    subjects = 1 + len(_arms(recipe))
+    subjects = 1 + len(arm_folders(recipe))
     full = several + repeated + instructions
     rows = [
         PlanRow("speak questions", config.qa * qa.VIEWS_PER_QUESTION, config.qa * SECONDS_PER_CLIP),
@@ -90,9 +89,9 @@ class Evaluation:
         self.instructions, self.questions = instructions, questions
         shared = (self.config.references, instructions, questions, self.config.consistency_samples, recipe.seed)
         self.references = reference_work(*shared)
-        self.arms = {folder: arm_work(folder, *shared) for folder in _arms(recipe)}
+        self.arms = {folder: arm_work(folder, *shared) for folder in arm_folders(recipe)}
         self.notes: list[str] = []
-        self._policy: SpeechPolicy | None = None
+        self.answering = Answering(recipe, run, self.config, (instructions, questions))
         self._embedders: dict[str, Embedder] = {}
 
     @classmethod
@@ -118,71 +117,24 @@ class Evaluation:
         """Every journal of this run."""
         return [*self.references, *(work for own in self.arms.values() for work in own)]
 
-    @property
-    def policy(self) -> SpeechPolicy:
-        """The speech LLM, loaded once; arms are put on it one after the other."""
-        if self._policy is None:
-            from rbalign.stages.policy import open_policy
-
-            self._policy = open_policy(self.recipe, self.run)
-        return self._policy
-
     # Answers
 
     def answer(self) -> None:
         """Base and references first, on the untouched model; then each arm's weights, loaded once."""
-        for work in self.references:
-            self._collect(work, base=True)
-        for folder, own in self.arms.items():
-            if any(self._missing(work) for work in own):
-                arm, _, seed = folder.rpartition("-s")
-                self.policy.load(arm_folder(self.run, arm, int(seed)))
-            for work in own:
-                self._collect(work, base=False)
-
-    def _collect(self, work: Work, base: bool) -> None:
-        from rbalign.eval.collect import collect
-
-        if self._missing(work):
-            collect(
-                self._answerer(work, base),
-                work.items,
-                self._path(work),
-                self._settings(work),
-                batch_size=self.config.batch_size,
-                label=f"{work.folder} {work.task}",
-            )
-
-    def _answerer(self, work: Work, base: bool) -> Answerer:
-        from rbalign.eval import answerers
-
-        settings = self._settings(work)
-        params = self.policy.params(settings["temperature"], settings["top_p"], settings["max_new_tokens"])
-        common: dict[str, Any] = {"policy": self.policy, "params": params, "seed": self.recipe.seed, "base": base}
-        match work.source:
-            case "loss" | "text-loss":
-                return answerers.ReferenceLoss(self.policy, base, text=work.source == "text-loss")
-            case "text":
-                return answerers.TextAnswerer(**common)
-            case "self-cascade":
-                return answerers.TextAnswerer(**common, transcribe=self.policy.heard)
-            case "cascade":
-                return answerers.TextAnswerer(**common, transcribe=whisper())
-            case "wrong-audio":
-                return answerers.SpeechAnswerer(**common, clip_of=self._wrong_clip(work))
-        return answerers.SpeechAnswerer(**common, hear=self._hears(base))
-
-    def _hears(self, base: bool) -> bool:
-        """Whether the transcript is worth keeping: arms with a frozen adapter hear what base hears."""
-        trained = self.recipe.align is not None and self.recipe.align.train_adapter
-        return (base or trained) and self.policy.speech.config.adapter_type == "ctc"
-
-    def _wrong_clip(self, work: Work) -> Any:
-        from rbalign.eval.items import wrong_audio
-
-        spoken = self.questions if work.kind == "qa" else self.instructions
-        clips = wrong_audio(work.items, spoken.clips())
-        return lambda item: clips[item.id]
+        workers = workers_for(self.config)
+        reopen = partial(_reopen, self.recipe, self.run.folder, self.run.recipe)
+        with answering(lambda: self.answering, reopen, workers) as answered_by:
+            for number, work in enumerate(self.everything()):
+                if self._missing(work):
+                    collect(
+                        answered_by(number, work),
+                        work.items,
+                        self._path(work),
+                        decoding(self.config, work),
+                        batch_size=self.config.batch_size,
+                        label=f"{work.folder} {work.task}",
+                        workers=workers,
+                    )
 
     # Scores
 
@@ -210,7 +162,7 @@ class Evaluation:
     def _teacher_logprobs(self, instructions: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float] | None]:
         from rbalign.eval.answerers import teacher_scores
 
-        return teacher_scores(self.policy)(instructions, ids)
+        return teacher_scores(self.answering.policy)(instructions, ids)
 
     # Evidence
 
@@ -263,13 +215,6 @@ class Evaluation:
             f"one fixed key per item; split {self.config.split}"
         )
 
-    def _settings(self, work: Work) -> dict[str, Any]:
-        """How an answer is decoded: it stands in every row."""
-        chosen = self.config.sampling.model_dump()
-        if work.source in ("loss", "text-loss"):
-            return {**chosen, "task": "y_ref"}
-        return {**chosen, "temperature": 0.0, "top_p": 1.0} if work.greedy else chosen
-
     def left(self, kind: str = "") -> int:
         """Answers (or, of kind ".scores", scores) that are not written yet."""
         return sum(max(0, len(work.items) - len(load_rows([self._path(work, kind)]))) for work in self.everything())
@@ -304,20 +249,10 @@ def _embedder(name: str, notes: list[str]) -> Embedder | None:
         return None
 
 
-def whisper() -> Any:
-    """The independent ASR as a function of views, loaded at its first use."""
-    from rbalign.audio.io import read_audio
-
-    listeners: list[Any] = []
-
-    def transcribe(views: Sequence[Any]) -> list[str]:
-        from rbalign.asr.whisper import Transcriber
-
-        if not listeners:
-            listeners.append(Transcriber(workers=os.cpu_count() or 1))
-        return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
-
-    return transcribe
+def _reopen(recipe: Recipe, folder: Path, named: Recipe) -> tuple[Answering, Sequence[Work]]:
+    """In a worker: the evaluation that the parent has open, for reading."""
+    evaluation = Evaluation.open(recipe, RunDir.look(folder.parent, named), speak=False)
+    return evaluation.answering, evaluation.everything()
 
 
 def _config(recipe: Recipe) -> EvalConfig:
@@ -326,14 +261,8 @@ def _config(recipe: Recipe) -> EvalConfig:
     return recipe.eval
 
 
-def _arms(recipe: Recipe) -> list[str]:
-    """Folder names of the trained arms."""
-    align = recipe.align
-    return [f"{arm}-s{seed}" for arm in align.arms for seed in align.seeds] if align else []
-
-
 def _subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
-    if folder not in _arms(recipe):
+    if folder not in arm_folders(recipe):
         return folder, None
     arm, _, seed = folder.rpartition("-s")
     return arm, int(seed)

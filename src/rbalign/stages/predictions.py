@@ -17,7 +17,7 @@ from rbalign.config.recipe import Recipe
 from rbalign.config.sections import EvalConfig
 from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.errors import RunError, UsageError
-from rbalign.eval.collect import collect
+from rbalign.eval.collect import collect, in_turn
 from rbalign.eval.metrics import METRICS
 from rbalign.eval.predictions import Kind, Predictions, read_predictions
 from rbalign.eval.results import Evidence, Subject, build
@@ -107,7 +107,7 @@ def score_predictions(outside: Outside, runs: Path = Path("runs"), again: bool =
     with RunDir.open(runs, outside.recipe) as run:
         if not (handle := _enter(outside, run, again)).done:
             answers, scores = (run.path("eval", name, f"{TASK}{kind}.jsonl") for kind in ("", ".scores"))
-            collect(outside.predictions, outside.predictions.items, answers, {}, batch_size=1000, label="read")
+            collect(in_turn(outside.predictions), outside.predictions.items, answers, {}, batch_size=1000, label="read")
             notes = outside.counted()
             scorers, _ = text_scorers(notes)
             scorers.pop("similarity-answer", None)  # y_ref is what others were trained on, and judges nobody
