@@ -1,5 +1,7 @@
 """What a connector hears: WER on held-out sentences x every test voice, on splices of 20 to 30 s, and on people.
 
+A ctc adapter gives its greedy transcript; a model with another adapter is asked to repeat the words.
+
     python benchmarks/hearing.py [--connector FOLDER] [--out quality.json]
 
 Whisper tiny.en, whose encoder the connector uses, hears the same recordings with its own decoder.
@@ -139,6 +141,9 @@ def main():
         views = [as_view(f"{name}-{i}", clip) for i, clip in enumerate(clips)]
         theirs = list(tiny.transcribe_many(clips))
         out["people"][name] = {"ours": rate(texts, transcripts(policy, views)), "whisper tiny.en": rate(texts, theirs)}
+    counts = Path(options.connector) / "counts.json"
+    if counts.is_file():
+        out["connector"] = json.loads(counts.read_text(encoding="utf-8"))
     text = json.dumps(out, indent=1) + "\n"
     sys.stdout.write(text)
     if options.out:

@@ -38,8 +38,9 @@ def section(name: str, results: dict) -> str:
     return "\n".join([note, "", *lines, "", *said])
 
 
-def hearing(counts: dict, quality: dict) -> str:
-    """What the shipped connector hears (benchmarks/hearing.py), beside the recogniser whose encoder it uses."""
+def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
+    """What the shipped connector hears (benchmarks/hearing.py), beside the recogniser whose encoder it uses and, where
+    it was measured, beside an MLP adapter that learned from the same speech."""
     practice = counts["practice_sentences"]
     more = f" and {practice:,} more that go round the LLM's vocabulary" if practice else ""
     said = (
@@ -49,21 +50,35 @@ def hearing(counts: dict, quality: dict) -> str:
     )
     tiny = "whisper tiny.en"
     heldout, spliced = quality["heldout"], quality["spliced"]
+    other = mlp or {"heldout": {"voices": {}}, "spliced": None, "people": {}}
     rows = [
-        ("held-out sentences, every test voice", heldout, heldout[f"{tiny}, one voice each"]),
-        *((f"of these, {voice}", one, None) for voice, one in heldout["voices"].items()),
-        (f"spliced to {spliced['seconds']:.0f} s on average", spliced, None),
-        *((name, pair["ours"], pair[tiny]) for name, pair in quality["people"].items()),
+        ("held-out sentences, every test voice", heldout, mlp and other["heldout"], heldout[f"{tiny}, one voice each"]),
+        *(
+            (f"of these, {name}", one, other["heldout"]["voices"].get(name), None)
+            for name, one in heldout["voices"].items()
+        ),
+        (f"spliced to {spliced['seconds']:.0f} s on average", spliced, other["spliced"], None),
+        *(
+            (name, pair["ours"], other["people"].get(name, {}).get("ours"), pair[tiny])
+            for name, pair in quality["people"].items()
+        ),
     ]
-    lines = ["| WER, % | clips | this connector | Whisper tiny.en |", "|---|---|---|---|"]
-    for name, ours, theirs in rows:
-        lines.append(f"| {name} | {ours['clips']} | {percent(ours)} | {percent(theirs) if theirs else ''} |")
+    lines = ["| WER, % | clips | this connector | MLP adapter | Whisper tiny.en |", "|---|---|---|---|---|"]
+    for name, ours, second, theirs in rows:
+        lines.append(f"| {name} | {ours['clips']} | {percent(ours)} | {percent(second)} | {percent(theirs)} |")
+    if mlp:
+        own = mlp["connector"]
+        said += (
+            "\n\nThe MLP adapter is a second base (`--connect.adapter mlp`, dev/LOG.md), which learned from "
+            f"{own['hours_heard']:.0f} h of the same speech in {own['updates']:,} updates. It has no transcript and is "
+            "asked to repeat the words."
+        )
     return "\n".join([said, "", *lines])
 
 
-def percent(value: dict) -> str:
-    """`12.3 (11.0 to 13.9)`."""
-    return f"{value['wer']:.1f} ({value['ci'][0]:.1f} to {value['ci'][1]:.1f})"
+def percent(value: dict | None) -> str:
+    """`12.3 (11.0 to 13.9)`; empty where nothing was measured."""
+    return "" if value is None else f"{value['wer']:.1f} ({value['ci'][0]:.1f} to {value['ci'][1]:.1f})"
 
 
 def between(text: str, mark: str, content: str) -> str:
@@ -77,11 +92,16 @@ def main() -> None:
     """Rewrite README.md between the marks, or check that it is current."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    files = sorted((ROOT / "results").glob("*.json"), key=lambda path: path.stem != "quickstart")
+    mlp = ROOT / "results" / "hearing-mlp.json"
+    files = sorted(
+        {*(ROOT / "results").glob("*.json")} - {mlp}, key=lambda path: (path.stem != "quickstart", path.stem)
+    )
     tables = [section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files]
     wanted = between(text, "results", "\n\n".join(tables))
     facts = [json.loads((SHIPPED / name).read_text(encoding="utf-8")) for name in ("counts.json", "quality.json")]
-    wanted = between(wanted, "hearing", hearing(*facts))
+    wanted = between(
+        wanted, "hearing", hearing(*facts, json.loads(mlp.read_text(encoding="utf-8")) if mlp.is_file() else None)
+    )
     if "--check" in sys.argv:
         sys.exit(wanted != text and "README.md is not current: python dev/readme_table.py")
     readme.write_text(wanted, encoding="utf-8")
