@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -115,17 +115,32 @@ def teacher_scores(
     @torch.no_grad()
     def scores(instructions: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float] | None]:
         out: list[list[float] | None] = [None] * len(ids)
-        filled = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(instructions[i]) + len(ids[i]))
-        for start in range(0, len(filled), SCORE_BATCH):
-            batch = filled[start : start + SCORE_BATCH]
-            prompts = policy.text_prompts([instructions[i] for i in batch])
+        # Answers to one instruction hang on one prompt: five of them take 1.6 times less than one by one.
+        own: dict[str, list[int]] = {}
+        for place in (place for place in range(len(ids)) if ids[place]):
+            own.setdefault(instructions[place], []).append(place)
+        asked = sorted(own, key=lambda words: len(words) + max(len(ids[place]) for place in own[words]))
+        for batch in _of_size(asked, own, SCORE_BATCH):
+            prompts, places = policy.text_prompts(batch), [own[words] for words in batch]
             with policy.lora_off():
-                logprobs, _ = policy.measure(prompts, [[torch.tensor(list(ids[i]))] for i in batch])
-            for i, row in zip(batch, logprobs, strict=True):
+                logprobs, _ = policy.measure(prompts, [[torch.tensor(list(ids[i])) for i in mine] for mine in places])
+            for i, row in zip((i for mine in places for i in mine), logprobs, strict=True):
                 out[i] = row[: len(ids[i])].tolist()
         return out
 
     return scores
+
+
+def _of_size(asked: Sequence[str], own: Mapping[str, Sequence[int]], size: int) -> Iterator[list[str]]:
+    """Instructions in batches of about `size` answers."""
+    batch: list[str] = []
+    for words in asked:
+        batch.append(words)
+        if sum(len(own[one]) for one in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _keys(items: Sequence[Item], seed: int) -> list[list[Key]]:

@@ -33,7 +33,8 @@ def score(
     An answer that failed gets each metric's floor (None where there is none): it is never left out.
     """
     with Journal(scores) as journal:
-        todo = [row for row in read_rows(answers) if row["id"] not in journal]
+        # Answers to one instruction stand together: whoever reads it reads it once for all.
+        todo = sorted((row for row in read_rows(answers) if row["id"] not in journal), key=lambda row: row["example"])
         with progress(len(journal) + len(todo), label, done=len(journal), unit="scores") as advance:
             for start in range(0, len(todo), BATCH):
                 batch = todo[start : start + BATCH]
