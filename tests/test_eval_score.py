@@ -58,6 +58,8 @@ def test_lengths_cuts_surprisal_and_word_errors(tmp_path):
     assert scored["a/0/0"]["scores"]["truncated"] == 1.0
     assert scored["a/0/0"]["scores"]["tokens"] == 2.0
     assert scored["a/0/0"]["scores"]["surprisal"] == 0.5
+    assert scored["a/0/0"]["scores"]["echo"] == 0.5  # "tea" of "Say tea."
+    assert scored["b/0/0"]["scores"]["echo"] == 0.0
     assert scored["a/0/0"]["wer"] == [0, 2]
     assert scored["b/0/0"]["scores"]["surprisal"] is None
     assert scored["b/0/0"]["wer"] is None

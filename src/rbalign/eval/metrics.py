@@ -38,6 +38,7 @@ _METRICS = (
     Metric("tokens", "tokens an answer", "", higher_is_better=None, digits=1),
     Metric("truncated", "answers cut at the limit", "", higher_is_better=None),
     Metric("surprisal", "own surprisal a token", "", higher_is_better=None),
+    Metric("echo", "share of the request's words said again", "", higher_is_better=None),
     Metric("failed", "items that failed", "", higher_is_better=None),
 )
 METRICS = {metric.name: metric for metric in _METRICS}

@@ -10,6 +10,7 @@ from rbalign.rundir.journal import Journal, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.scorers import Scorer
 from rbalign.scorers.base import example_columns
+from rbalign.scorers.form import echoed
 from rbalign.types import Example
 
 BATCH = 64
@@ -82,6 +83,7 @@ def _row(
         tokens = len(answer["ids"])
         values |= {"tokens": float(tokens), "truncated": float(answer["stop"] == "length")}
         values["surprisal"] = -answer["logprob"] / tokens if tokens else None
+        values["echo"] = echoed(example.instruction, answer["answer"])
     return {
         **{key: answer[key] for key in ("id", "example", "view", "sample", "voice")},
         "scores": {name: None if value is None else round(value, 6) for name, value in values.items()},

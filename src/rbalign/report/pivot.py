@@ -22,6 +22,7 @@ LABELS = {
     "tokens": "tokens",
     "truncated": "cut off",
     "surprisal": "own surprisal",
+    "echo": "request's words",
     "failed": "failed",
 }
 TABLE_ORDER = tuple(LABELS)

@@ -8,7 +8,7 @@ from typing import Any
 from rbalign.report.charts import colour
 from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
 
-NEUTRAL = {"tokens", "truncated", "surprisal", "failed"}
+NEUTRAL = {"tokens", "truncated", "surprisal", "echo", "failed"}
 
 
 def cell(row: Row | None, metric: str = "") -> dict[str, Any]:

@@ -27,6 +27,12 @@ def runs(found: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(found[place : place + size]) for place in range(len(found) - size + 1)] if size else []
 
 
+def echoed(request: str, answer: str) -> float:
+    """Share of the request's distinct words that the answer says again; 0 for a request without words."""
+    asked = set(words(request))
+    return len(asked & set(words(answer))) / len(asked) if asked else 0.0
+
+
 class Length:
     """Shorter over longer of the answer's and y_ref's words: 1 = as long as the teacher's answer, 0 = empty."""
 

@@ -39,10 +39,12 @@ from rbalign.types import Example, Split
 
 SHARD = 64
 """Questions' clips in a shard: a minute of speaking to lose in a crash."""
-SECONDS = {"speech": 0.12, "wrong-audio": 0.12, "text": 0.1, "self-cascade": 0.12, "cascade": 0.9, "loss": 0.12}
-"""Wall seconds of one answer of about 30 tokens on two cores with the embedded models, encoder included."""
+SECONDS = {"speech": 0.09, "text": 0.08, "loss": 0.09}
+"""Wall seconds of one answer of about 30 tokens, by two processes on two cores, embedded models, encoder included."""
 SECONDS_PER_CLIP = 1.1
-SECONDS_PER_SCORE = 0.03
+READERS = {"text", "self-cascade"}
+"""References that answer as often as an arm."""
+SECONDS_PER_SCORE = 0.08
 BYTES_PER_ANSWER, BYTES_PER_SCORE, BYTES_PER_CLIP = 1_500, 400, 65_000
 
 
@@ -56,13 +58,14 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     several, repeated = instructions * views, instructions * (config.consistency_samples - 1)
     subjects = 1 + len(arm_folders(recipe))
     full = several + repeated + instructions
+    scored = (subjects + len(READERS.intersection(config.references))) * full
     rows = [
         PlanRow("speak questions", config.qa * qa.VIEWS_PER_QUESTION, config.qa * SECONDS_PER_CLIP),
         PlanRow("answers of base and arms", subjects * full, subjects * full * SECONDS["speech"]),
         PlanRow("answers to questions", subjects * 3 * config.qa, subjects * 3 * config.qa * SECONDS["speech"]),
         PlanRow("answers of references", 2 * full + instructions, (2 * full) * SECONDS["text"] + instructions * 0.9),
         PlanRow("losses on y_ref", subjects * several, subjects * several * SECONDS["loss"]),
-        PlanRow("scores", subjects * full, subjects * full * SECONDS_PER_SCORE, subjects * full * BYTES_PER_ANSWER),
+        PlanRow("scores", scored, scored * SECONDS_PER_SCORE, scored * BYTES_PER_ANSWER),
     ]
     return Plan(tuple(row for row in rows if row.count))
 
