@@ -103,7 +103,9 @@ class ViewPlan(Section):
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
 
-    younger: ClassVar[tuple[str, ...]] = ("noise_folder", "endpoint_voices")
+    younger: ClassVar[tuple[str, ...]] = (
+        "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_share",
+    )  # fmt: skip
 
     train: Annotated[int, Field(ge=0)] = 64
     """Accepted instructions for training."""
@@ -121,6 +123,10 @@ class SynthConfig(Section):
     """True also turns each sentence of each answer into an example (connecting wants many texts)."""
     vocabulary: Annotated[int, Field(ge=0)] = 0
     """Practice sentences beside `train`, in which the LLM's own words come one after the other, for connecting."""
+    vocabulary_pieces: Annotated[int, Field(ge=1, le=4)] = 1
+    """Above 1 they also hold names and the lexicon's words of up to so many tokens, a quarter as often each."""
+    vocabulary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    """Share of a practice sentence's words that are replaced."""
     answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
     """The system prompt under which the teacher answers."""
     answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)

@@ -237,8 +237,8 @@ def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -
     texts = [example.instruction for example in written if example.split == Split.TRAIN]
     if not config.vocabulary or not texts:
         return []
-    words = vocabulary_words(_learner_tokenizer(recipe), pronounced_words())
-    return practice_examples(config.vocabulary, texts, words, recipe.seed)
+    words = vocabulary_words(_learner_tokenizer(recipe), pronounced_words(), config.vocabulary_pieces)
+    return practice_examples(config.vocabulary, texts, words, recipe.seed, config.vocabulary_share)
 
 
 def _learner_tokenizer(recipe: Recipe) -> Any:

@@ -21,19 +21,25 @@ from rbalign.types import Example, Split
 
 SOURCE = "vocabulary"
 """The label of such examples under "source"."""
-REPLACED = 0.6
-"""Share of a sentence's words that are replaced: the others keep its rhythm."""
+OFTENER = 4
+"""Times that a word of one token comes for each time that a longer one comes."""
 _WORD = re.compile(r"^(\W*)(\w.*?)(\W*)$")
 
 
-def vocabulary_words(tokenizer: Any, pronounced: Collection[str]) -> list[str]:
+def vocabulary_words(tokenizer: Any, pronounced: Collection[str], pieces: int = 1) -> list[str]:
     """Words that are one token of the LLM after a space, with a known pronunciation, in the vocabulary's order.
 
-    Raises DataError if there is none.
+    `pieces` above 1 adds names, which the lexicon knows in lower case (France), and every word of the lexicon that is
+    at most so many tokens; those of one token stand OFTENER times in the list. Raises DataError if there is none.
     """
-    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    words = (piece[1:] for piece in pieces if piece.startswith(" ") and len(piece) > 2)
-    found = [word for word in words if word.isascii() and word.isalpha() and word in pronounced]
+    decoded = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    words = (piece[1:] for piece in decoded if piece.startswith(" ") and len(piece) > 2)
+    plain = [word for word in words if word.isascii() and word.isalpha()]
+    found = [word for word in plain if word in pronounced or (pieces > 1 and word.lower() in pronounced)]
+    if pieces > 1:
+        longer = sorted(word for word in pronounced if word.isascii() and word.isalpha() and len(word) > 1)
+        sizes = [len(ids) for ids in tokenizer([f" {word}" for word in longer], add_special_tokens=False)["input_ids"]]
+        found = found * OFTENER + [word for word, size in zip(longer, sizes, strict=True) if 1 < size <= pieces]
     if not found:
         raise DataError(
             "no single token of the teacher's vocabulary is a word that the lexicon pronounces",
@@ -42,13 +48,16 @@ def vocabulary_words(tokenizer: Any, pronounced: Collection[str]) -> list[str]:
     return found
 
 
-def practice_examples(count: int, texts: Sequence[str], words: Sequence[str], seed: int) -> list[Example]:
-    """`count` train examples without answers, made of `texts`; every word comes before any comes again."""
+def practice_examples(
+    count: int, texts: Sequence[str], words: Sequence[str], seed: int, share: float = 0.6
+) -> list[Example]:
+    """`count` train examples without answers: `texts` with a `share` of their words replaced; the others keep the
+    rhythm. The list `words` is gone through before it begins again, each time in another order."""
     queue = _rounds(words, Key(seed, "vocabulary-order"))
     examples = []
     for number in range(count):
         generator = Key(seed, "vocabulary", example=str(number)).generator()
-        text = _replace(texts[int(generator.integers(len(texts)))], queue, generator)
+        text = _replace(texts[int(generator.integers(len(texts)))], queue, share, generator)
         identity = f"{SOURCE}-{number:06d}"
         examples.append(Example(identity, Split.TRAIN, text, spoken_form(text), labels={"source": SOURCE}))
     return examples
@@ -60,10 +69,10 @@ def _rounds(words: Sequence[str], key: Key) -> Iterator[str]:
         yield from (words[place] for place in generator.permutation(len(words)))
 
 
-def _replace(text: str, queue: Iterator[str], generator: np.random.Generator) -> str:
+def _replace(text: str, queue: Iterator[str], share: float, generator: np.random.Generator) -> str:
     """Marks and capitals of the replaced words stay."""
     words = text.split()
-    for place in np.flatnonzero(generator.random(len(words)) < REPLACED):
+    for place in np.flatnonzero(generator.random(len(words)) < share):
         if found := _WORD.match(words[place]):
             new = next(queue)
             words[place] = found[1] + (new[0].upper() + new[1:] if found[2][0].isupper() else new) + found[3]
