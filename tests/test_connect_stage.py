@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_clip, tiny_lm, tiny_tokenizer, tiny_whisper_config
 from transformers import WhisperModel
 
@@ -15,6 +16,7 @@ from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
 from rbalign.data.signatures import Signatures
 from rbalign.errors import UsageError
+from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm import from_parts
 from rbalign.stages import connect
@@ -72,6 +74,31 @@ def test_from_dataset_to_connector(recipe: Recipe, tmp_path: Path) -> None:
         model = from_parts(folder, tiny_lm())
         assert len(model.adapter.ctc_token_ids) == counts["ctc_tokens"]
         assert len(outputs["connector"]) == 64
+
+
+def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp_path: Path) -> None:
+    voices = {split: load_bank().names(split)[0] for split in ("train", "validation")}
+    frozen = changed(recipe, train_encoder=False)
+    with RunDir.open(tmp_path / "runs", frozen) as run:
+        speak(run.path("data"), voices)
+        connect.run(frozen, run)
+        first = run.path("connect", "connector")
+    further = changed(frozen, start=str(first), letters=16).model_copy(update={"name": "further"})
+    assert connect.inputs(further) == {"start": sha256_file(first / "model.safetensors")}
+    assert connect.inputs(frozen) == {}
+    with RunDir.open(tmp_path / "runs", further) as run:
+        speak(run.path("data"), voices)
+        connect.run(further, run)
+        one, two = (from_parts(path, tiny_lm()) for path in (first, run.path("connect", "connector")))
+    assert two.adapter.spell.weight.abs().max() > 0
+    assert (two.adapter.ctc_spelling[:, 1:] > 0).any()
+    for name, value in one.encoder.state_dict().items():
+        assert torch.equal(value, two.encoder.state_dict()[name])
+
+
+def changed(recipe: Recipe, **fields: object) -> Recipe:
+    assert recipe.connect is not None
+    return recipe.model_copy(update={"connect": recipe.connect.model_copy(update=fields)})
 
 
 def test_test_voices_teach_nothing(recipe: Recipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rbalign.errors import DataError
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.synth.speak import plan_views
-from rbalign.synth.vocabulary import SOURCE, practice_examples, vocabulary_words
+from rbalign.synth.vocabulary import OFTENER, SOURCE, practice_examples, vocabulary_words
 from rbalign.types import Example
 from rbalign.voices.bank import load_bank
 
@@ -30,6 +30,38 @@ def test_words_are_single_tokens_that_a_voice_can_pronounce():
     assert set(found) == {"please", "to", "plea"}
     for word in found:
         assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1
+
+
+def test_longer_words_and_names_come_too_and_short_ones_oftener():
+    tokenizer = tiny_tokenizer()
+    lexicon = {"please", "to", "birds", "plea", "xylophonists", "don't"}
+    size = {word: len(tokenizer.encode(f" {word}", add_special_tokens=False)) for word in lexicon}
+    assert size["please"] == 1 < size["birds"] < size["xylophonists"]
+    found = Counter(vocabulary_words(tokenizer, lexicon, pieces=size["birds"]))
+    assert found["please"] == OFTENER
+    assert found["birds"] == 1
+    assert "xylophonists" not in found
+    assert "don't" not in found
+
+    class Names(list):
+        """A tokenizer of whole words."""
+
+        def batch_decode(self, rows):
+            return [self[row] for (row,) in rows]
+
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [[0] if text in self else [0, 0, 0] for text in texts]}
+
+    names = Names([" France", " tea", "France"])
+    assert vocabulary_words(names, {"france", "tea"}) == ["tea"]
+    assert vocabulary_words(names, {"france", "tea"}, pieces=2) == ["France", "tea"] * OFTENER
+
+
+def test_all_words_may_be_replaced():
+    said = {
+        word.strip('",.?').lower() for e in practice_examples(9, TEXTS, WORDS, 3, 1.0) for word in e.instruction.split()
+    }
+    assert said == {word.lower() for word in WORDS}
 
 
 def test_every_word_comes_before_any_comes_again():

@@ -161,12 +161,18 @@ class SynthConfig(Section):
 class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
+    younger: ClassVar[tuple[str, ...]] = ("letters", "start")
+
     encoder: str = "whisper-tiny.en"
     """An asset name or folder of a Whisper model; its encoder is used."""
     language_model: str = "smollm2-135m-instruct"
     """An asset name or folder of the LLM that will hear."""
     adapter: Literal["ctc", "mlp"] = "ctc"
     """CTC over the LLM's vocabulary, or a frame-stacking MLP."""
+    letters: Annotated[int, Field(ge=0)] = 0
+    """Width of the rows that tell the ctc adapter how tokens are written, for words that it seldom meets; 0: none."""
+    start: str | None = None
+    """A connector's folder, or "default" for the one that ships, whose weights training starts from."""
     width: Positive = 384
     """Of the adapter's layers."""
     layers: Positive = 3

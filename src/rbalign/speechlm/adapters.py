@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from rbalign.speechlm.configuration import RbaSpeechConfig
 from rbalign.speechlm.ctc import Segment, segments
 from rbalign.speechlm.encoder import EncoderStates, valid_frames
+from rbalign.speechlm.letters import LONGEST, letter_rows
 
 ROTARY_BASE = 10_000.0
 
@@ -72,10 +73,12 @@ class CtcAdapter(nn.Module):
     """LegoSLM (arXiv 2505.11352): posteriors over the LLM's own tokens, then weighted sums of its embeddings.
 
     The output layer is the LLM's frozen embedding matrix, centred (its rows share a large mean) and of unit norm,
-    times a learned scale. Frames where blank wins vanish: the LLM sees about one position for each spoken token.
+    times a learned scale; beside it, if `ctc_letters` asks for them, stand rows of how tokens are written. Frames
+    where blank wins vanish: the LLM sees about one position for each spoken token.
     """
 
     ctc_token_ids: Tensor
+    ctc_spelling: Tensor
 
     def __init__(self, config: RbaSpeechConfig) -> None:
         super().__init__()
@@ -93,10 +96,14 @@ class CtcAdapter(nn.Module):
         self.blank = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.register_buffer("ctc_token_ids", torch.arange(size))
+        self.letters = config.ctc_letters
+        if self.letters:
+            self.spell = nn.Linear(width, self.letters)
+            self.register_buffer("ctc_spelling", torch.zeros(size, 1 + LONGEST, dtype=torch.uint8))
         self._tables: tuple[object, tuple[Tensor, Tensor]] | None = None
 
     def tables(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """For the tokens that can be spoken: the frozen output rows and the LLM's own rows, both (V,D).
+        """For the tokens that can be spoken: the frozen output rows (V,D+letters) and the LLM's own rows (V,D).
 
         Cached until the embedding (V_llm,D) or the token list changes: 5 ms a call otherwise.
         """
@@ -106,6 +113,9 @@ class CtcAdapter(nn.Module):
             with torch.no_grad():
                 rows = embedding.detach()[ids]
                 table = F.normalize(rows.float() - rows.float().mean(0), dim=-1).to(rows.dtype)
+                if self.letters:
+                    spelling = letter_rows(self.ctc_spelling, self.letters).to(table)
+                    table = torch.cat([table, spelling], dim=1)
                 self._tables = (state, (table, rows))
         return self._tables[1]
 
@@ -118,7 +128,10 @@ class CtcAdapter(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
-        return CtcFrames(self.project(x) * self.log_scale.exp(), self.blank(x).squeeze(-1), lengths)
+        hidden = self.project(x) * self.log_scale.exp()
+        if self.letters:
+            hidden = torch.cat([hidden, self.spell(x)], dim=-1)
+        return CtcFrames(hidden, self.blank(x).squeeze(-1), lengths)
 
     def read(self, frames: CtcFrames, index: int, table: Tensor) -> tuple[Tensor, Tensor, list[Segment]]:
         """Posteriors of clip `index`: P(token | not blank) (T,V), P(blank) (T,), its greedy segments."""

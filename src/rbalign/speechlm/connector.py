@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.keys import Key
 from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.configuration import RbaSpeechConfig
+from rbalign.speechlm.letters import spelled
 from rbalign.speechlm.modeling import RbaSpeechForConditionalGeneration
 
 WEIGHTS = "model.safetensors"
@@ -27,6 +29,7 @@ SIGNATURES = "signatures.bin"
 """MinHash signatures (data.signatures) of every sentence that a connector heard in training."""
 DEFAULT_FOLDER = Path(__file__).parent / "shipped"
 FINGERPRINT = "embedding_norms"
+_TOKEN_LISTS = ("adapter.ctc_token_ids", "adapter.ctc_spelling")
 FINGERPRINT_TOLERANCE = 0.02
 """Relative: float16 and bfloat16 copies of one LLM differ by less than 0.5 %, other LLMs by tens of percent."""
 
@@ -35,6 +38,7 @@ def new_model(
     encoder_folder: Path,
     language_model: PreTrainedModel,
     ctc_token_ids: list[int] | None = None,
+    pieces: Sequence[str] = (),
     seed: int = 0,
     **config: Any,
 ) -> RbaSpeechForConditionalGeneration:
@@ -42,7 +46,8 @@ def new_model(
 
     The adapter's weights are drawn from `seed`; the caller's generator is left as it was.
 
-    ctc_token_ids: the LLM tokens that the CTC adapter may emit; None means all. `config`: RbaSpeechConfig's fields.
+    ctc_token_ids: the LLM tokens that the CTC adapter may emit; None means all. `pieces`: their texts, wanted where
+    `ctc_letters` is above 0. `config`: RbaSpeechConfig's fields.
     """
     whisper = WhisperModel.from_pretrained(encoder_folder, dtype=torch.float32).encoder
     full = RbaSpeechConfig(
@@ -57,10 +62,31 @@ def new_model(
     model.encoder.load_state_dict(whisper.state_dict())
     if ctc_token_ids and isinstance(model.adapter, CtcAdapter):
         model.adapter.ctc_token_ids.copy_(torch.tensor(ctc_token_ids))
+    if full.ctc_letters and isinstance(model.adapter, CtcAdapter):
+        model.adapter.ctc_spelling.copy_(spelled(pieces))
+        torch.nn.init.zeros_(model.adapter.spell.weight)  # it joins what `project` says, and starts silent
+        torch.nn.init.zeros_(model.adapter.spell.bias)
     if isinstance(model.adapter, CtcAdapter):  # start with blank as likely as all tokens together
         torch.nn.init.constant_(model.adapter.blank.bias, math.log(len(model.adapter.ctc_token_ids)))
     model.eval()
     return model
+
+
+def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> None:
+    """Take over a connector's encoder and adapter; what it lacks (other tokens, letters) stays as it is.
+
+    Raises DataError if the shapes differ.
+    """
+    state = load_file(connector_folder(folder) / WEIGHTS)
+    kept = {name: value for name, value in state.items() if name != FINGERPRINT and not name.startswith(_TOKEN_LISTS)}
+    mine = connector_state(model)
+    odd = sorted(name for name, value in kept.items() if name not in mine or mine[name].shape != value.shape)
+    if odd:
+        raise DataError(
+            f"the connector {folder} has other shapes, first {odd[0]}",
+            "set [connect] encoder, adapter, width, layers and stack as its recipe.toml does",
+        )
+    model.load_state_dict(kept, strict=False)
 
 
 def connector_state(model: RbaSpeechForConditionalGeneration) -> dict[str, Tensor]:

@@ -53,10 +53,18 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     return Plan((PlanRow("updates of the connector", updates, wanted, 3 * CHECKPOINT_BYTES),))
 
 
+def inputs(recipe: Recipe) -> Mapping[str, str]:
+    """The connector that training starts from, if any."""
+    from rbalign.speechlm.connector import WEIGHTS, connector_folder
+
+    start = _config(recipe).start
+    return {} if start is None else {"start": sha256_file(connector_folder(start) / WEIGHTS)}
+
+
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
-    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, new_model
+    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, new_model, start_from
     from rbalign.train.connect import train_connector
     from rbalign.train.spelling import choose_tokens
 
@@ -71,10 +79,14 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         model_folder(config.encoder),
         lm.model,
         tokens,
+        lm.tokenizer.batch_decode([[token] for token in tokens or ()]),
         seed=recipe.seed,
         adapter_type=config.adapter,
+        ctc_letters=config.letters if tokens else 0,
         **{f"adapter_{name}": value for name, value in shape.items()},
     )
+    if config.start is not None:
+        start_from(model, config.start)
     folder = run.path("connect")
     counts = train_connector(model, lm.tokenizer, train, validation, config, recipe.seed, folder)
     connector = folder / "connector"
