@@ -73,6 +73,8 @@ def test_a_connector_with_letters_is_saved_and_taken_over(tmp_path):
     start_from(other, tmp_path / "connector")
     assert torch.equal(other.adapter.ctc_token_ids, kept), "the new run's own tokens"
     torch.testing.assert_close(other.adapter.spell.weight, model.adapter.spell.weight, atol=1e-3, rtol=1e-2)
+    with pytest.raises(DataError, match="no connector to start from"):
+        start_from(other, tmp_path / "nowhere")
     with pytest.raises(DataError, match="other shapes"):
         start_from(lettered(tmp_path, width=64), tmp_path / "connector")
 

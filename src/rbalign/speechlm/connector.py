@@ -75,9 +75,12 @@ def new_model(
 def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> None:
     """Take over a connector's encoder and adapter; what it lacks (other tokens, letters) stays as it is.
 
-    Raises DataError if the shapes differ.
+    Raises DataError if there is none or the shapes differ.
     """
-    state = load_file(connector_folder(folder) / WEIGHTS)
+    weights = connector_folder(folder) / WEIGHTS
+    if not weights.is_file():
+        raise DataError(f"no connector to start from in {weights.parent}", "train it first, or leave start out")
+    state = load_file(weights)
     kept = {name: value for name, value in state.items() if name != FINGERPRINT and not name.startswith(_TOKEN_LISTS)}
     mine = connector_state(model)
     odd = sorted(name for name, value in kept.items() if name not in mine or mine[name].shape != value.shape)

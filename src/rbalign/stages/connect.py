@@ -58,7 +58,10 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     from rbalign.speechlm.connector import WEIGHTS, connector_folder
 
     start = _config(recipe).start
-    return {} if start is None else {"start": sha256_file(connector_folder(start) / WEIGHTS)}
+    if start is None:
+        return {}
+    weights = connector_folder(start) / WEIGHTS
+    return {"start": sha256_file(weights) if weights.is_file() else "missing"}
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
