@@ -37,8 +37,8 @@ CACHE_BYTES = 1 << 30
 """Room for about 30,000 clips of audio positions (25 x 576 float32 each), or 3,000 of encoder frames."""
 REPEAT = "Repeat the user's words exactly."
 """System prompt under which a connector without a transcript of its own is taught, and asked, to say what it hears."""
-MAX_REPEATED = 160
-"""Tokens: 30 seconds of fast speech are about 130."""
+REPEATED_A_SECOND = 6
+"""Tokens at most, and eight more: fast speech has about four and a half. A model that does not hear would go on."""
 
 Wanted = Literal["logprobs", "logits"]
 
@@ -119,9 +119,10 @@ class SpeechPolicy(nn.Module):
             rows = self.speech.transcribe(EncoderStates.stack(self.encoder_rows(views)))
         else:
             prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
+            caps = [8 + int(REPEATED_A_SECOND * view.seconds) for view in views]
             keys = [[Key(0, "repeat", example=view.id)] for view in views]
-            said = self.sample(prompts, self.params(0.0, 1.0, MAX_REPEATED), keys, base=True)
-            rows = [own[0].ids for own in said]
+            said = self.sample(prompts, self.params(0.0, 1.0, max(caps)), keys, base=True)
+            rows = [own[0].ids[:cap] for own, cap in zip(said, caps, strict=True)]
         return [self.decode(row) for row in rows]
 
     @torch.no_grad()
