@@ -60,12 +60,11 @@ class Answering:
     def answerer(self, work: Work) -> Answerer:
         """Whoever does this work; the one before is forgotten."""
         if self._last is None or self._last[0] is not work:
-            base = work.folder not in arm_folders(self.recipe)
-            if not base and self._weights != work.folder:
-                arm, _, seed = work.folder.rpartition("-s")
-                self.policy.load(arm_folder(self.run, arm, int(seed)))
+            arm, seed = subject_and_seed(work.folder, self.recipe)
+            if seed is not None and self._weights != work.folder:
+                self.policy.load(arm_folder(self.run, arm, seed))
                 self._weights = work.folder
-            self._last = work, self._new(work, base)
+            self._last = work, self._new(work, base=seed is None)
         return self._last[1]
 
     def _new(self, work: Work, base: bool) -> Answerer:
@@ -103,6 +102,14 @@ def arm_folders(recipe: Recipe) -> list[str]:
     return [f"{arm}-s{seed}" for arm in align.arms for seed in align.seeds] if align else []
 
 
+def subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
+    """The arm and its seed; base and the references have none."""
+    if folder not in arm_folders(recipe):
+        return folder, None
+    arm, _, seed = folder.rpartition("-s")
+    return arm, int(seed)
+
+
 def decoding(config: EvalConfig, work: Work) -> dict[str, Any]:
     """How an answer is decoded: it stands in every row."""
     chosen = config.sampling.model_dump()
@@ -121,8 +128,9 @@ def whisper() -> Any:
         from rbalign.asr.whisper import Transcriber
 
         if not listeners:
-            # In a worker the variable says how much of the machine is its own.
-            listeners.append(Transcriber(workers=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))))
+            # In a worker the variable says how much of the machine is its own; a user's may be a list ("4,2").
+            threads = os.environ.get("OMP_NUM_THREADS", "")
+            listeners.append(Transcriber(workers=int(threads) if threads.isdecimal() else os.cpu_count() or 1))
         return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
 
     return transcribe

@@ -39,6 +39,8 @@ DEFAULT_EPOCHS = 3
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
     """Seconds of speech times epochs, from the dataset if it is there, else from what [synth] asks for."""
+    from rbalign.train.connect_plan import shortened
+
     config = _config(recipe)
     epochs = float(config.args.get("num_train_epochs", DEFAULT_EPOCHS))
     try:
@@ -47,8 +49,8 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
         rules = recipe.synth.views if recipe.synth else ()
         clips = sum(rule.per_example * rule.fraction for rule in rules) * (recipe.synth.train if recipe.synth else 0)
         seconds = clips * SECONDS_PER_VIEW
-    updates, longest = round(seconds * epochs / config.seconds_per_batch), int(config.args.get("max_steps", 0))
-    updates = min(updates, longest) if longest > 0 else updates
+    planned = round(seconds * epochs / config.seconds_per_batch)
+    updates = shortened(planned, int(config.args.get("max_steps", 0)))
     wanted = updates * config.seconds_per_batch / SPEECH_SECONDS_PER_SECOND[config.adapter]
     return Plan((PlanRow("updates of the connector", updates, wanted, 3 * CHECKPOINT_BYTES),))
 

@@ -33,7 +33,7 @@ from rbalign.scorers import build as build_scorer
 from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
 from rbalign.stages.align import cost
-from rbalign.stages.answering import Answering, answering, arm_folders, decoding, workers_for
+from rbalign.stages.answering import Answering, answering, arm_folders, decoding, subject_and_seed, workers_for
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.types import Example, Split
 
@@ -171,7 +171,7 @@ class Evaluation:
 
     def evidence(self) -> Evidence:
         """All rows, by subject, seed and task."""
-        named = {work.folder: _subject_and_seed(work.folder, self.recipe) for work in self.everything()}
+        named = {work.folder: subject_and_seed(work.folder, self.recipe) for work in self.everything()}
         scores, answers = {}, {}
         for work in self.everything():
             key = (*named[work.folder], work.task)
@@ -262,13 +262,6 @@ def _config(recipe: Recipe) -> EvalConfig:
     if recipe.eval is None:
         raise UsageError(f"recipe {recipe.name} has no [eval] section", "add one, or choose another recipe")
     return recipe.eval
-
-
-def _subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
-    if folder not in arm_folders(recipe):
-        return folder, None
-    arm, _, seed = folder.rpartition("-s")
-    return arm, int(seed)
 
 
 def held_out(dataset: Dataset, split: str, limit: int | None) -> tuple[Spoken, int]:

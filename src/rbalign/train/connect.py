@@ -23,7 +23,7 @@ from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
 from rbalign.speechlm.policy import REPEAT
 from rbalign.text.normalise import wer
-from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation
+from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation, shortened
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask
 from rbalign.train.connect_trainer import Batches, ConnectTrainer, Curves, Target, joined_text, last_whole_checkpoint
 from rbalign.train.spelling import Spelling
@@ -77,9 +77,9 @@ def train_connector(
         raise DataError("no clip can be learned from", "check that the dataset has train and validation views")
     given = dict(config.args)
     epochs = int(given.pop("num_train_epochs", DEFAULT_EPOCHS))
-    # As the Trainer's own, max_steps cuts the training short and its schedule with it; below 1 it means all.
-    longest = int(given.pop("max_steps", 0))
-    batches = _plan(heard, config, seed, epochs)[: longest if longest > 0 else None]
+    batches = _plan(heard, config, seed, epochs)
+    # The schedule is cut with the training.
+    batches = batches[: shortened(len(batches), int(given.pop("max_steps", 0)))]
     adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))

@@ -61,6 +61,11 @@ class Item:
     """True leaves the sound as it is: no augmentation, no masks."""
 
 
+def shortened(updates: int, max_steps: int) -> int:
+    """Updates of a training that TrainingArguments' max_steps may cut short; below 1 it means all."""
+    return min(updates, max_steps) if max_steps > 0 else updates
+
+
 def plan_epoch(clips: Clips, key: Key, splice: float, augment: bool, seconds_per_batch: float) -> list[list[Item]]:
     """Each clip once, alone or in a splice; batches of alike lengths, at most `seconds_per_batch` with padding.
 
