@@ -14,7 +14,7 @@ from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import RunError, UsageError
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
-from rbalign.stages import align
+from rbalign.stages import align, arms
 from rbalign.types import Example, View, ViewSpec
 from rbalign.voices.bank import load_bank
 
@@ -23,7 +23,8 @@ CAP = 30
 
 def recipe(**changes):
     section = {
-        "connector": "connect", "arms": ["sft", "rba-single"], "updates": 2, "examples_per_update": 2, "save_every": 1,
+        "connector": "connect", "arms": ["sft", "rba-single"], "workers": 1, "updates": 2,
+        "examples_per_update": 2, "save_every": 1,
         "sampling": {"max_new_tokens": CAP}, "lora": LORA, "args": {"learning_rate": 1e-2},
     }  # fmt: skip
     return Recipe.model_validate({"name": "tiny", "align": section | changes})
@@ -72,14 +73,14 @@ def test_arms_are_trained_saved_and_not_trained_again(tmp_path, opened):
         assert align.plan(run.recipe, run).rows == ()
         assert align.run(run.recipe, run) == outputs
     assert len(opened) == 1
-    final = align.arm_folder(run, "sft", 0)
+    final = arms.arm_folder(run, "sft", 0)
     about = json.loads((final / "arm.json").read_text())
     assert about["left_out"] == {"no answer": 1, f"answer over {CAP} tokens": 1, "no view": 1}
     assert about["examples"] == 3
     assert [row["update"] for row in read_rows(run.path("arms", "sft-s0", "metrics.jsonl"))] == [1, 2]
     policy = tiny_policy(lora=None)
     for arm in ("sft", "rba-single"):
-        policy.load(align.arm_folder(run, arm, 0))
+        policy.load(arms.arm_folder(run, arm, 0))
         assert any("lora_B" in name and value.any() for name, value in policy.speech.named_parameters())
 
 
@@ -107,7 +108,7 @@ def test_an_arm_killed_inside_goes_on_and_ends_the_same(tmp_path, opened, monkey
                 assert [row.count for row in align.plan(run.recipe, run).rows] == [1 + 1]  # killed after the third
             align.run(run.recipe, run)
             policy = tiny_policy(lora=None)
-            policy.load(align.arm_folder(run, "rba-single", 0))
+            policy.load(arms.arm_folder(run, "rba-single", 0))
             weights[name] = {n: v.clone() for n, v in policy.speech.named_parameters() if "lora" in n}
     for key, value in weights["whole"].items():
         torch.testing.assert_close(value, weights["cut"][key], atol=1e-6, rtol=1e-5)
@@ -117,11 +118,11 @@ def test_seeds_are_different_runs_and_an_arm_does_not_depend_on_its_neighbours(t
     with RunDir.open(tmp_path / "both", recipe(seeds=[0, 1])) as run:
         write_data(run.path("data"))
         both = align.run(run.recipe, run)
-        beside = load_file(align.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
+        beside = load_file(arms.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     with RunDir.open(tmp_path / "alone", recipe(arms=["rba-single"], seeds=[1])) as run:
         write_data(run.path("data"))
         align.run(run.recipe, run)
-        alone = load_file(align.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
+        alone = load_file(arms.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     assert len(set(both.values())) == 4
     for name, value in alone.items():  # not bit for bit: clips that neighbours had encoded stood in other batches
         torch.testing.assert_close(value, beside[name], atol=1e-5, rtol=1e-4)
@@ -172,13 +173,13 @@ def test_a_matched_arm_spends_what_the_rba_arm_spent(tmp_path, opened):
         assert "updates of sft-matched" in {row.what for row in align.plan(run.recipe, run).rows}
         outputs = align.run(run.recipe, run)
         assert outputs["sft-matched-s0"] != outputs["sft-s0"]
-        plain, rival, matched = (align.cost(run, arm, 0) for arm in ("sft", "rba-single", "sft-matched"))
+        plain, rival, matched = (arms.cost(run, arm, 0) for arm in ("sft", "rba-single", "sft-matched"))
         assert matched["updates"] > plain["updates"] == rival["updates"] == 2
         one = plain["operations"] / plain["updates"]
         assert abs(matched["operations"] - rival["operations"]) <= 2 * one
         rows = list(read_rows(run.path("arms", "sft-matched-s0", "metrics.jsonl")))
         assert rows[-1]["update"] == matched["updates"]
-        assert json.loads((align.arm_folder(run, "sft-matched", 0) / "arm.json").read_text())["arm"] == "sft-matched"
+        assert json.loads((arms.arm_folder(run, "sft-matched", 0) / "arm.json").read_text())["arm"] == "sft-matched"
 
 
 def test_a_matched_arm_needs_what_it_matches():

@@ -17,7 +17,7 @@ from rbalign.eval.collect import _batches, collect, in_turn
 from rbalign.eval.items import by_example
 from rbalign.eval.schedule import Spoken, reference_work
 from rbalign.eval.score import load_rows
-from rbalign.stages.answering import Answering, answering, workers_for
+from rbalign.stages.answering import Answering, answering
 
 REFERENCES = ("text", "self-cascade", "wrong-audio")
 CONFIG = EvalConfig(sampling=Sampling(temperature=0.7, max_new_tokens=6), references=REFERENCES)
@@ -80,16 +80,6 @@ def test_batches_are_nearly_equal_and_share_out_evenly(count, largest, workers):
     assert max(sizes, default=0) <= largest
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
     assert len(batches) % workers == 0 or len(batches) == count
-
-
-def test_as_many_processes_as_asked_or_as_fit(monkeypatch):
-    assert workers_for(EvalConfig(workers=3)) == 3
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": (16 << 30) // 4096}
-    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    assert workers_for(EvalConfig()) == 2
-    pages["SC_PHYS_PAGES"] //= 4
-    assert workers_for(EvalConfig()) == 1
 
 
 def test_one_process_asks_no_pool():

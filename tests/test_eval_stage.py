@@ -23,7 +23,7 @@ from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.stages import align
 from rbalign.stages import eval as stage
 from rbalign.stages import score as score_stage
-from rbalign.stages.align import arm_folder
+from rbalign.stages.arms import arm_folder
 from rbalign.stages.chain import chain, settings
 from rbalign.types import Example, View, ViewSpec
 

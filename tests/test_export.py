@@ -21,7 +21,7 @@ from rbalign.speechlm import RbaSpeechForConditionalGeneration
 from rbalign.speechlm.configuration import AUDIO_TOKEN
 from rbalign.speechlm.connector import new_model, save_connector
 from rbalign.speechlm.policy import SpeechPolicy
-from rbalign.stages.align import arm_folder
+from rbalign.stages.arms import arm_folder
 from rbalign.stages.export import export
 from rbalign.stages.policy import open_policy
 from rbalign.types import Example, View, ViewSpec

@@ -21,6 +21,10 @@ class RbaError(Exception):
         self.cure = " ".join(cure.split())
         super().__init__(self.problem + (f" → {self.cure}" if self.cure else ""))
 
+    def __reduce__(self) -> tuple[type[RbaError], tuple[str, str]]:
+        """A worker's error reaches its parent with problem and cure apart."""
+        return type(self), (self.problem, self.cure)
+
 
 class UsageError(RbaError, ValueError):
     """Unknown key, voice, family or file; a value out of bounds."""

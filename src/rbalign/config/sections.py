@@ -238,6 +238,9 @@ class AlignConfig(Section):
     """All views of this many instructions make one update."""
     micro_batch: Positive = 8
     """Views in one forward and backward; changes memory and time, never the result."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Arms that train side by side, a process each; 0 takes one a core as far as the memory allows, and one beside a
+    GPU or under a launcher."""
     beta: Annotated[float, Field(gt=0.0)] = 0.1
     """Scale of the pair terms (0.1 in the paper)."""
     ce_weight: Annotated[float, Field(ge=0.0)] = 0.2

@@ -12,6 +12,21 @@ from loky import ProcessPoolExecutor, process_executor
 POLL_SECONDS = 1.0
 
 
+def workers_that_fit(asked: int, bytes_each: int) -> int:
+    """As many processes as asked; for 0 one a core, as far as half of the machine's memory allows.
+
+    One where there is a GPU: it wants large batches from one process.
+    """
+    if asked:
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(os.cpu_count() or 1, memory // 2 // bytes_each))
+
+
 def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
     """A pool to `submit` to; whoever takes it must `shutdown(wait=True, kill_workers=True)`."""
     return ProcessPoolExecutor(

@@ -24,7 +24,7 @@ from rbalign.eval.items import Item, wrong_audio
 from rbalign.eval.schedule import Spoken, Work
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import worker_pool
-from rbalign.stages.align import arm_folder
+from rbalign.stages.arms import arm_folder
 
 if TYPE_CHECKING:
     from rbalign.speechlm.policy import SpeechPolicy
@@ -134,21 +134,6 @@ def whisper() -> Any:
         return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
 
     return transcribe
-
-
-def workers_for(config: EvalConfig) -> int:
-    """How many processes answer: as many as the recipe says, else one a core as far as the memory allows.
-
-    One where there is a GPU: it wants large batches from one process.
-    """
-    if config.workers:
-        return config.workers
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(os.cpu_count() or 1, memory // 2 // WORKER_BYTES))
 
 
 @contextmanager

@@ -28,12 +28,13 @@ from rbalign.eval.score import load_rows, score
 from rbalign.rundir.files import atomic_write, sha256_file
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
+from rbalign.rundir.workers import workers_that_fit
 from rbalign.scorers import Scorer
 from rbalign.scorers import build as build_scorer
 from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
-from rbalign.stages.align import cost
-from rbalign.stages.answering import Answering, answering, arm_folders, decoding, subject_and_seed, workers_for
+from rbalign.stages.answering import WORKER_BYTES, Answering, answering, arm_folders, decoding, subject_and_seed
+from rbalign.stages.arms import cost
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.types import Example, Split
 
@@ -124,7 +125,7 @@ class Evaluation:
 
     def answer(self) -> None:
         """Base and references first, on the untouched model; then each arm's weights, loaded once."""
-        workers = workers_for(self.config)
+        workers = workers_that_fit(self.config.workers, WORKER_BYTES)
         reopen = partial(_reopen, self.recipe, self.run.folder, self.run.recipe)
         with answering(lambda: self.answering, reopen, workers) as answered_by:
             for number, work in enumerate(self.everything()):

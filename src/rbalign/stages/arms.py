@@ -1,0 +1,256 @@
+"""Who trains the arms of `rba align`: this process one after the other, or several processes side by side.
+
+Sampling is some 400 small products a token, and two threads that meet after each of them are hardly faster than one.
+Arms depend on nothing but their own start, so each core may train its own: dev/LOG.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loky.process_executor import BrokenProcessPool
+
+from rbalign.config.mixtures import MATCHED, needs, objective
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import AlignConfig
+from rbalign.data.dataset import Dataset
+from rbalign.errors import RunError, UsageError
+from rbalign.keys import Key
+from rbalign.rundir.files import atomic_write, sha256_file, stable_hash
+from rbalign.rundir.journal import read_rows
+from rbalign.rundir.progress import progress
+from rbalign.rundir.run import RunDir
+from rbalign.rundir.workers import worker_pool, workers_that_fit
+from rbalign.stages.voices import bank_of_dataset
+from rbalign.types import Split
+from rbalign.voices.bank import VoiceBank
+
+if TYPE_CHECKING:
+    from rbalign.scorers import Scorer
+    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.train.rollout import Item
+
+WORKER_BYTES = 3 << 30
+"""A training process's memory with the embedded models."""
+WATCH_SECONDS = 2.0
+"""Between two looks at the journals of arms that train elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One arm with one seed, to be trained for so many updates in all."""
+
+    arm: str
+    seed: int
+    updates: int
+
+
+def align_config(recipe: Recipe) -> AlignConfig:
+    """The recipe's [align]; UsageError without one."""
+    if recipe.align is None:
+        raise UsageError(f"recipe {recipe.name} has no [align] section", "add one, or choose another recipe")
+    return recipe.align
+
+
+def arm_folder(run: RunDir, arm: str, seed: int) -> Path:
+    """Where an arm's final weights are: what `SpeechPolicy.load` takes."""
+    return run.path("arms", f"{arm}-s{seed}", "final")
+
+
+def _folder(run: RunDir, job: Job) -> Path:
+    return run.path("arms", f"{job.arm}-s{job.seed}")
+
+
+def cost(run: RunDir, arm: str, seed: int) -> dict[str, Any]:
+    """What training an arm took: updates, counted operations of the language model's matrix products, wall seconds."""
+    rows = list(read_rows(run.path("arms", f"{arm}-s{seed}", "metrics.jsonl")))
+    return {
+        "arm": arm,
+        "seed": seed,
+        "updates": len(rows),
+        "operations": sum(row["operations"] for row in rows),
+        "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 1),
+    }
+
+
+def updates_done(folder: Path) -> int:
+    """Updates that an arm's newest complete checkpoint holds."""
+    from rbalign.train.resume import last_checkpoint
+
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+class Arms:
+    """What the arms of one process share: one policy (its clips are encoded once), the items, the scorer."""
+
+    def __init__(self, recipe: Recipe, run: RunDir) -> None:
+        from rbalign.stages.policy import open_policy
+
+        data = Dataset.open(run.path("data"))
+        self.recipe, self.run, self.config = recipe, run, align_config(recipe)
+        options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
+        self.policy: SpeechPolicy = open_policy(recipe, run, **options)
+        cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
+        self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
+        self.validation: list[Item] = []
+        if self.config.select_by == "validation":
+            self.validation, _ = load_items(self.policy, data, bank, Split.VALIDATION, cap)
+            if not self.validation:
+                raise UsageError(
+                    'select_by = "validation" needs validation instructions, and the dataset has none',
+                    'set [synth] validation, or select_by = "last"',
+                )
+        self._scorer: Scorer | None = None
+
+    def train(self, job: Job, advance: Callable[[], None]) -> str:
+        """Train one arm with one seed to its end; the hash of its weights."""
+        from rbalign.train.trainer import AlignTrainer
+
+        arm, seed, updates = job.arm, job.seed, job.updates
+        arm_seed = Key(self.recipe.seed, "arm", sample=seed).digest() % 2**31
+        self.policy.restart(arm_seed)
+        trainer = AlignTrainer(
+            self.policy,
+            objective(arm),
+            self.config.model_copy(update={"updates": updates}),
+            self.items,
+            _folder(self.run, job),
+            seed=arm_seed,
+            scorer=self.scorer if "scores" in needs(self.config.mixture(arm)) else None,
+            validation=self.validation,
+            advance=advance,
+        )
+        if updates:
+            trainer.fit()
+        final = arm_folder(self.run, arm, seed)
+        self.policy.save(final)
+        about = {"arm": arm, "seed": seed, "updates": updates, "examples": len(self.items)}
+        about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
+        about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
+        atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")
+        return stable_hash({path.name: sha256_file(path) for path in sorted(final.glob("*.safetensors"))})
+
+    @property
+    def scorer(self) -> Scorer:
+        """The reward, loaded at its first use."""
+        from rbalign.scorers import build
+
+        if self._scorer is None:
+            self._scorer = build(self.config.scorer)
+        return self._scorer
+
+
+def load_items(
+    policy: SpeechPolicy, data: Dataset, bank: VoiceBank, split: Split, cap: int
+) -> tuple[list[Item], dict[str, int]]:
+    """Examples of a split with their views, ready to train on, and how many were left out for which reason."""
+    from rbalign.train.rollout import Item
+
+    allowed = {Split.TRAIN} if split is Split.TRAIN else {Split.TRAIN, Split.VALIDATION}
+    views: dict[str, list[Any]] = {}
+    for view in data.views(split):
+        views.setdefault(view.example_id, []).append(view)
+    bank.require(sorted({view.spec.voice for own in views.values() for view in own}), allowed, "align")
+    items, left_out = [], Counter[str]()
+    for example in data.examples(split):
+        if not example.answer:
+            left_out["no answer"] += 1
+        elif example.id not in views:
+            left_out["no view"] += 1
+        else:
+            answer = policy.completion_ids(example.answer)
+            if len(answer) > cap:  # taught in part, it would have no end; whole, it would outgrow every sample
+                left_out[f"answer over {cap} tokens"] += 1
+            else:
+                items.append(Item(example, tuple(sorted(views[example.id], key=lambda view: view.index)), answer))
+    return items, dict(left_out)
+
+
+Train = Callable[[Sequence[Job]], Iterator[tuple[Job, str]]]
+"""Jobs -> each with the hash of its weights, as they end."""
+
+
+def workers_for(config: AlignConfig) -> int:
+    """How many processes train: as many as the recipe says or as fit, and no more than arms that can do so at once.
+
+    One under a launcher, which has its own processes. Never the number of arms that are left: a resumed arm keeps the
+    number of threads it began with, and so its numbers.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return 1
+    at_once = len(config.seeds) * sum(not arm.endswith(MATCHED) for arm in config.arms)
+    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES), at_once))
+
+
+@contextmanager
+def training(recipe: Recipe, run: RunDir, reopen: Callable[[], Arms] | None = None) -> Iterator[Train]:
+    """Who trains this recipe's arms. `reopen` makes them in a worker and must be picklable; None opens the run."""
+    workers = workers_for(align_config(recipe))
+    reopen = reopen or partial(_reopen, recipe, run.folder, run.recipe)
+    if workers == 1:
+        yield partial(_in_turn, run, cache(reopen))
+        return
+    pool = worker_pool(workers, max(1, (os.cpu_count() or 1) // workers))
+    try:
+        yield partial(_side_by_side, run, pool, reopen)
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    for job in jobs:
+        done = updates_done(_folder(run, job))
+        with progress(job.updates, f"align {job.arm} seed {job.seed}", done, "updates") as advance:
+            weights = arms().train(job, advance)
+        yield job, weights
+
+
+def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
+    shown = sum(updates_done(_folder(run, job)) for job in jobs)
+    label = "align " + ", ".join(f"{job.arm}-s{job.seed}" for job in jobs)
+    try:
+        with progress(sum(job.updates for job in jobs), label, shown, "updates") as advance:
+            while flying:
+                ended, _ = wait(flying, WATCH_SECONDS, FIRST_COMPLETED)
+                written = sum(_updates_written(_folder(run, job)) for job in jobs)
+                if written > shown:
+                    advance(written - shown)
+                    shown = written
+                yield from ((flying.pop(future), future.result()) for future in ended)
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a training process died, which mostly means that memory ran out",
+            "start again with --align.workers 1: each arm goes on from its last checkpoint",
+        ) from error
+
+
+def _updates_written(folder: Path) -> int:
+    """Rows of an arm's journal of updates, which another process writes."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+_opened: list[Arms] = []
+"""In a worker: what it trains, for as long as it lives."""
+
+
+def _train_in_worker(reopen: Callable[[], Arms], job: Job) -> str:
+    if not _opened:
+        _opened.append(reopen())
+    return _opened[0].train(job, lambda: None)
+
+
+def _reopen(recipe: Recipe, folder: Path, named: Recipe) -> Arms:
+    """In a worker: the run that the parent has open, for reading its recipe and data."""
+    return Arms(recipe, RunDir.look(folder.parent, named))
