@@ -1,13 +1,16 @@
-"""Rows that say how tokens are written: unit length, alike where spelling is alike, silent at the start."""
+"""Rows that say how tokens are written, and the branch that hears letters: both silent at the start."""
 
 import pytest
 import torch
 from tiny import tiny_clip, tiny_lm, tiny_processor, tiny_speech_model, tiny_tokenizer, tiny_whisper_config
 from transformers import WhisperModel
 
-from rbalign.errors import DataError
+from rbalign.errors import DataError, UsageError
+from rbalign.speechlm.configuration import RbaSpeechConfig
 from rbalign.speechlm.connector import from_parts, new_model, save_connector, start_from
 from rbalign.speechlm.letters import LONGEST, letter_rows, spelled
+from rbalign.speechlm.speller import ALPHABET, SYMBOLS, letters_of, spelling_loss
+from rbalign.train.connect_tasks import CtcTask
 
 PIECES = [" France", " france", "france", " Frances", " Spain", "a", "", " internationalisation", " café", "!"]
 
@@ -32,12 +35,12 @@ def test_codes_keep_space_capital_and_the_first_letters():
     assert codes[8, 4] == codes[9, 1] == 27
 
 
-def lettered(tmp_path, letters=32, width=32):
+def lettered(tmp_path, letters=32, width=32, speller=0):
     folder = tmp_path / "whisper"
     WhisperModel(tiny_whisper_config()).save_pretrained(folder)
     tokens = list(range(40, 90))
     pieces = tiny_tokenizer().batch_decode([[token] for token in tokens])
-    shape = {"adapter_width": width, "adapter_heads": 4, "ctc_letters": letters}
+    shape = {"adapter_width": width, "adapter_heads": 4, "ctc_letters": letters, "ctc_speller_layers": speller}
     return new_model(folder, tiny_lm(), tokens, pieces if letters else (), seed=1, **shape)
 
 
@@ -81,3 +84,58 @@ def test_a_connector_with_letters_is_saved_and_taken_over(tmp_path):
 
 def test_the_old_connector_has_no_letters():
     assert tiny_speech_model().adapter.letters == 0
+
+
+def test_a_clips_letters_are_those_of_its_tokens():
+    def symbols(*word, start=True):
+        codes = [ord(letter) - 96 for letter in word]
+        return [codes[0] + ALPHABET * start, *codes[1:]]
+
+    wanted = [*symbols(*"france"), *symbols(*"france", start=False), *symbols(*"caf")]
+    assert letters_of(spelled([" France", "france", "!", " café", ""])).tolist() == wanted
+    assert max(wanted) < SYMBOLS
+
+
+def test_a_speller_starts_silent_learns_letters_and_is_saved(tmp_path):
+    plain, model = lettered(tmp_path), lettered(tmp_path, speller=1)
+    own = {k: v for k, v in plain.state_dict().items() if k.startswith(("encoder.", "adapter."))}
+    model.load_state_dict(own, strict=False)
+    for one, other in zip(heard(plain)[0], heard(model)[0], strict=True):
+        torch.testing.assert_close(one, other)
+
+    inputs = tiny_processor()(audio=[tiny_clip(2.0, 3), tiny_clip(1.4, 4)], return_tensors="pt")
+    sound = {name: inputs[name] for name in ("input_features", "feature_lengths")}
+    labels = torch.tensor([[3, 9, 12], [20, 4, -100]])
+    task = CtcTask(model, train_encoder=False).train()
+    optimizer = torch.optim.Adam(model.adapter.parameters(), lr=1e-2)
+    spelling = []
+    for _ in range(40):
+        task(**sound, labels=labels)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            frames = model.adapter.frames(model.encode_audio(**sound))
+            letters = [letters_of(model.adapter.ctc_spelling[row[row >= 0]]) for row in labels]
+            spelling.append(float(spelling_loss(frames.spelt, letters)))
+    assert spelling[-1] < 0.6 * spelling[0]
+    model.eval()
+    assert model.adapter.speller.tell.weight.abs().sum() > 0
+    save_connector(model, tmp_path / "connector")
+    assert heard(from_parts(tmp_path / "connector", tiny_lm()))[1] == heard(model)[1]
+
+
+def test_training_tells_some_clips_by_letters_alone(tmp_path):
+    model = lettered(tmp_path, speller=1)
+    inputs = tiny_processor()(audio=[tiny_clip(1.0, i) for i in range(24)], return_tensors="pt")
+    states = model.encode_audio(inputs["input_features"], inputs["feature_lengths"])
+    width = model.config.text_config.hidden_size
+    told = model.adapter.train().frames(states).hidden[..., :width].abs().sum((1, 2)) > 0
+    assert 0 < int(told.sum()) < 24
+    assert bool((model.adapter.eval().frames(states).hidden[..., :width].abs().sum((1, 2)) > 0).all())
+
+
+def test_a_speller_needs_letters_and_an_even_stack():
+    with pytest.raises(UsageError, match="even adapter_stack and letters"):
+        RbaSpeechConfig(ctc_speller_layers=1)
+    with pytest.raises(UsageError, match="even adapter_stack and letters"):
+        RbaSpeechConfig(ctc_speller_layers=1, ctc_letters=8, adapter_stack=3)

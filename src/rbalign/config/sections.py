@@ -161,7 +161,7 @@ class SynthConfig(Section):
 class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
-    younger: ClassVar[tuple[str, ...]] = ("letters", "start")
+    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start")
 
     encoder: str = "whisper-tiny.en"
     """An asset name or folder of a Whisper model; its encoder is used."""
@@ -171,6 +171,8 @@ class ConnectConfig(Section):
     """CTC over the LLM's vocabulary, or a frame-stacking MLP."""
     letters: Annotated[int, Field(ge=0)] = 0
     """Width of the rows that tell the ctc adapter how tokens are written, for words that it seldom meets; 0: none."""
+    speller_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers of a branch that hears letters before the ctc adapter hears tokens; it needs `letters`. 0: none."""
     start: str | None = None
     """A connector's folder, or "default" for the one that ships, whose weights training starts from."""
     width: Positive = 384

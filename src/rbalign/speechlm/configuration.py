@@ -19,8 +19,9 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
     `adapter_stack` encoder frames (50 a second) are joined into one adapter frame: 4 gives 12.5 Hz, 8 gives 6.25 Hz.
     `ctc_vocab_size` counts the LLM tokens that the CTC adapter can emit (0: all of them); which ones they are stands
     in the checkpoint as `adapter.ctc_token_ids`. `ctc_letters` is the width of the rows that say how tokens are
-    written (speechlm/letters.py), beside the embedding's, which say what they mean; 0 leaves them out. A frame is
-    dropped where P(blank) is at least `blank_threshold`.
+    written (speechlm/letters.py), beside the embedding's, which say what they mean; 0 leaves them out.
+    `ctc_speller_layers` counts the layers of the branch that hears letters first (speechlm/speller.py); 0 leaves it
+    out. A frame is dropped where P(blank) is at least `blank_threshold`.
     `audio_token_id` is the id of "<|audio|>"; it may lie beyond the LLM's embedding, which never sees it.
     `connector_only` marks a folder that holds encoder and adapter but no LLM.
     """
@@ -40,6 +41,7 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         adapter_dropout: float = 0.1,
         ctc_vocab_size: int = 0,
         ctc_letters: int = 0,
+        ctc_speller_layers: int = 0,
         blank_threshold: float = 0.5,
         audio_token_id: int = 49152,
         connector_only: bool = False,
@@ -52,6 +54,11 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"adapter_width {adapter_width} is not a multiple of adapter_heads {adapter_heads}",
                 "choose a width that the heads divide",
             )
+        if ctc_speller_layers and (adapter_stack % 2 or not ctc_letters):
+            raise UsageError(
+                f"a speller needs an even adapter_stack and letters, not {adapter_stack} and {ctc_letters}",
+                "set [connect] stack = 4 and letters = 256, or speller_layers = 0",
+            )
         self.audio_config = _sub_config(audio_config, "whisper")
         self.text_config = _sub_config(text_config, "llama")
         self.adapter_type = adapter_type
@@ -62,6 +69,7 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         self.adapter_dropout = adapter_dropout
         self.ctc_vocab_size = ctc_vocab_size
         self.ctc_letters = ctc_letters
+        self.ctc_speller_layers = ctc_speller_layers
         self.blank_threshold = blank_threshold
         self.audio_token_id = audio_token_id
         self.connector_only = connector_only

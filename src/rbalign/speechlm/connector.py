@@ -64,8 +64,10 @@ def new_model(
         model.adapter.ctc_token_ids.copy_(torch.tensor(ctc_token_ids))
     if full.ctc_letters and isinstance(model.adapter, CtcAdapter):
         model.adapter.ctc_spelling.copy_(spelled(pieces))
-        torch.nn.init.zeros_(model.adapter.spell.weight)  # it joins what `project` says, and starts silent
-        torch.nn.init.zeros_(model.adapter.spell.bias)
+        # What joins the path that is there starts silent.
+        joining = [model.adapter.spell, *([model.adapter.speller.tell] if model.adapter.speller else [])]
+        for value in (parameter for layer in joining for parameter in layer.parameters()):
+            torch.nn.init.zeros_(value)
     if isinstance(model.adapter, CtcAdapter):  # start with blank as likely as all tokens together
         torch.nn.init.constant_(model.adapter.blank.bias, math.log(len(model.adapter.ctc_token_ids)))
     model.eval()

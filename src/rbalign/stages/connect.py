@@ -88,6 +88,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         seed=recipe.seed,
         adapter_type=config.adapter,
         ctc_letters=config.letters if tokens else 0,
+        ctc_speller_layers=config.speller_layers if tokens else 0,
         **{f"adapter_{name}": value for name, value in shape.items()},
     )
     if config.start is not None:

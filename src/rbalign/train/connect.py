@@ -116,8 +116,10 @@ def train_connector(
 
 
 def _plan(clips: Clips, config: ConnectConfig, seed: int, epochs: int) -> list[list[Item]]:
-    """The batches of all epochs; of several, the first is easy."""
-    keys = [Key(seed, "connect", update=epoch) for epoch in range(epochs)]
+    """The batches of all epochs; of several, the first is easy. What goes on from a connector has its own order:
+    that one may have heard the first of these clips last."""
+    name = "connect-on" if config.start else "connect"
+    keys = [Key(seed, name, update=epoch) for epoch in range(epochs)]
     easy = plan_easy(clips, keys.pop(0), config.seconds_per_batch) if epochs > 1 else []
     hard = [plan_epoch(clips, key, config.splice, config.augment, config.seconds_per_batch) for key in keys]
     return [*easy, *(batch for plan in hard for batch in plan)]

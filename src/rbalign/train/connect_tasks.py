@@ -15,6 +15,7 @@ from rbalign.lm.sampler import Prompts
 from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.ctc import ctc_loss
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
+from rbalign.speechlm.speller import letters_of, spelling_loss
 
 
 class ConnectTask(nn.Module):
@@ -53,7 +54,12 @@ class CtcTask(ConnectTask):
         targets = [row[row != IGNORED] for row in labels]
         result = ctc_loss(frames.hidden, frames.blank, frames.lengths, table, targets)
         outputs = {"loss": result.total / max(result.tokens, 1), "impossible": result.impossible}
-        return outputs if self.training else {**outputs, "heard": adapter.greedy(frames, table)}
+        if not self.training:
+            return {**outputs, "heard": adapter.greedy(frames, table)}
+        if frames.spelt is not None:
+            letters = [letters_of(adapter.ctc_spelling[target]) for target in targets]
+            outputs["loss"] = outputs["loss"] + spelling_loss(frames.spelt, letters)
+        return outputs
 
 
 class TeachTask(ConnectTask):
