@@ -16,6 +16,7 @@ from rbalign.config.sections import ReportConfig
 from rbalign.errors import DataError, UsageError
 from rbalign.report import tables
 from rbalign.report.page import build, read_results
+from rbalign.report.pivot import Results
 from rbalign.report.samples import script_json
 
 
@@ -146,6 +147,20 @@ def test_numbers_on_the_page_are_those_of_results(run, page):
     assert not flags["base"]
     best = [line["arm"] for line in marked["lines"] if line["cells"][0]["best"]]
     assert best == ["rba-group"]
+
+
+def test_a_verdict_says_what_hearing_costs_in_answers():
+    def row(task, value, low, high):
+        where = {"arm": "base", "metric": "qa/where-text-right", "task": task, "seed": None, "n": 33}
+        return where | {"value": value, "ci_low": low, "ci_high": high}
+
+    right = row("qa", 0.4848, 0.325, 0.6451)
+    said = "Of 33 questions that reading answers rightly, hearing answers 48 % (32 to 65) rightly"
+    (alone,) = tables._questions_kept(Results({"rows": [right]}))
+    assert alone["text"] == f"{said}."
+    (both,) = tables._questions_kept(Results({"rows": [right, row("qa-wrong-audio", 0.0, 0.0, 0.0)]}))
+    assert both["text"] == f"{said}; with another question's audio 0 % (0 to 0)."
+    assert tables._questions_kept(Results({"rows": []})) == []
 
 
 def test_a_verdict_does_not_claim_what_is_open():

@@ -145,12 +145,28 @@ def verdict(results: Results) -> list[dict[str, str]]:
             clear = "reading beats hearing by" if row["ci_low"] > 0 else "reading minus hearing is"
             words = f"Before alignment, {label(row['metric'])}: {clear} {_signed(row)}."
             lines.append({"kind": "plain", "text": words})
+    lines += _questions_kept(results)
     pairs: dict[tuple[str, str], list[Row]] = {}
     for row in results.comparisons:
         if row["headline"] and row["difference"] is not None:
             pairs.setdefault((row["a"], row["b"]), []).append(row)
     lines += [_sentence(ours, theirs, rows) for (ours, theirs), rows in pairs.items()]
     return lines or [{"kind": "plain", "text": "No headline comparison could be made from these results."}]
+
+
+def _questions_kept(results: Results) -> list[dict[str, str]]:
+    """How many of the questions that reading answers rightly hearing does too, beside another question's audio."""
+    kept, chance = (results.find("base", "qa/where-text-right", task) for task in ("qa", "qa-wrong-audio"))
+    if kept is None or kept["value"] is None:
+        return []
+    words = f"Of {kept['n']} questions that reading answers rightly, hearing answers {_percent(kept)} rightly"
+    if chance is not None and chance["value"] is not None:
+        words += f"; with another question's audio {_percent(chance)}"
+    return [{"kind": "plain", "text": f"{words}."}]
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['value']:.0f} % ({100 * row['ci_low']:.0f} to {100 * row['ci_high']:.0f})"
 
 
 def _sentence(ours: str, theirs: str, rows: Sequence[Row]) -> dict[str, str]:
