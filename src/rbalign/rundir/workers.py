@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from loky import ProcessPoolExecutor, process_executor
 
@@ -27,11 +29,16 @@ def workers_that_fit(asked: int, bytes_each: int) -> int:
     return max(1, min(os.cpu_count() or 1, memory // 2 // bytes_each))
 
 
-def worker_pool(workers: int, threads: int = 1) -> ProcessPoolExecutor:
-    """A pool to `submit` to; whoever takes it must `shutdown(wait=True, kill_workers=True)`."""
-    return ProcessPoolExecutor(
+@contextmanager
+def worker_pool(workers: int, threads: int = 1) -> Iterator[ProcessPoolExecutor]:
+    """A pool to `submit` to; processes start with the first job, and end with the block whatever they are doing."""
+    pool = ProcessPoolExecutor(
         max_workers=workers, initializer=_prepare, initargs=(os.getpid(),), env={"OMP_NUM_THREADS": str(threads)}
     )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
 
 
 def _prepare(parent: int) -> None:

@@ -144,11 +144,8 @@ def answering(
     if workers == 1:
         yield lambda _, work: in_turn(here().answerer(work))
         return
-    pool = worker_pool(workers, max(1, (os.cpu_count() or 1) // workers))
-    try:
+    with worker_pool(workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
         yield lambda number, _: _in_pool(pool, reopen, number, IN_FLIGHT * workers)
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
 
 
 def _in_pool(pool: Any, reopen: Reopen, number: int, window: int) -> AnswerBatches:

@@ -200,11 +200,8 @@ def training(recipe: Recipe, run: RunDir, reopen: Callable[[], Arms] | None = No
     if workers == 1:
         yield partial(_in_turn, run, cache(reopen))
         return
-    pool = worker_pool(workers, max(1, (os.cpu_count() or 1) // workers))
-    try:
+    with worker_pool(workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
         yield partial(_side_by_side, run, pool, reopen)
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
 
 
 def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:

@@ -74,11 +74,8 @@ def write_many(
     if teacher.endpoint is not None:
         yield from _ask_many(open_teacher(teacher), teacher.endpoint, config, seed, chunks)
         return
-    pool = worker_pool(workers)
-    try:
+    with worker_pool(workers) as pool:
         yield from _finished(lambda chunk: pool.submit(_write_chunk, teacher, config, seed, chunk), workers + 1, chunks)
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
 
 
 def _ask_many(

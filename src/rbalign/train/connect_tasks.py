@@ -53,13 +53,12 @@ class CtcTask(ConnectTask):
         table, _ = adapter.tables(self.speech.get_input_embeddings().weight)
         targets = [row[row != IGNORED] for row in labels]
         result = ctc_loss(frames.hidden, frames.blank, frames.lengths, table, targets)
-        outputs = {"loss": result.total / max(result.tokens, 1), "impossible": result.impossible}
+        loss = result.total / max(result.tokens, 1)
         if not self.training:
-            return {**outputs, "heard": adapter.greedy(frames, table)}
+            return {"loss": loss, "impossible": result.impossible, "heard": adapter.greedy(frames, table)}
         if frames.spelt is not None:
-            letters = [letters_of(adapter.ctc_spelling[target]) for target in targets]
-            outputs["loss"] = outputs["loss"] + spelling_loss(frames.spelt, letters)
-        return outputs
+            loss = loss + spelling_loss(frames.spelt, [letters_of(adapter.ctc_spelling[own]) for own in targets])
+        return {"loss": loss, "impossible": result.impossible}
 
 
 class TeachTask(ConnectTask):

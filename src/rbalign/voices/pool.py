@@ -69,10 +69,9 @@ def _speak_until_crash(
     source: Iterator[SpeakJob], workers: int, open_speaker: Callable[[str], engine.Speaker]
 ) -> Generator[_Result, None, list[SpeakJob]]:
     """Stream jobs through one pool. Returns the jobs that were in flight when a worker died: none at a clean end."""
-    pool = worker_pool(workers)
     flying: dict[Future[Clip], SpeakJob] = {}
     lost: list[SpeakJob] = []
-    try:
+    with worker_pool(workers) as pool:
         while not lost:
             for job in islice(source, WINDOW * workers - len(flying)):
                 try:
@@ -89,18 +88,14 @@ def _speak_until_crash(
                     lost.append(job)
         lost.extend(flying.values())
         return lost
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
 
 
 def _speak_alone(job: SpeakJob, open_speaker: Callable[[str], engine.Speaker]) -> Iterator[_Result]:
-    pool = worker_pool(1)
-    try:
-        clip: Clip = pool.submit(_speak, job, open_speaker).result()
-    except BrokenProcessPool as error:
-        clip = SpeakFailure(job, f"the worker process died: {' '.join(str(error).split())[:200]}")
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
+    with worker_pool(1) as pool:
+        try:
+            clip: Clip = pool.submit(_speak, job, open_speaker).result()
+        except BrokenProcessPool as error:
+            clip = SpeakFailure(job, f"the worker process died: {' '.join(str(error).split())[:200]}")
     yield job.id, clip
 
 
