@@ -83,6 +83,7 @@ def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp
         speak(run.path("data"), voices)
         connect.run(frozen, run)
         first = run.path("connect", "connector")
+    Signatures.build(["Only the first one heard this.", "Tell me a story."]).save(first / "signatures.bin")
     further = changed(frozen, start=str(first), letters=16).model_copy(update={"name": "further"})
     assert connect.inputs(further) == {"start": sha256_file(first / "model.safetensors")}
     assert connect.inputs(frozen) == {}
@@ -92,6 +93,9 @@ def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp
         one, two = (from_parts(path, tiny_lm()) for path in (first, run.path("connect", "connector")))
     assert two.adapter.spell.weight.abs().max() > 0
     assert (two.adapter.ctc_spelling[:, 1:] > 0).any()
+    heard = Signatures.load(run.path("connect", "connector", "signatures.bin"))
+    assert len(heard) == 3  # what the first one heard, what both heard, what the second heard
+    assert heard.worst("Only the first one heard this.") == 1.0
     for name, value in one.encoder.state_dict().items():
         assert torch.equal(value, two.encoder.state_dict()[name])
 

@@ -64,6 +64,13 @@ def test_adding_one_by_one_equals_building_at_once(first, more, probe):
         assert grown.worst(text) == 1.0
 
 
+def test_a_union_keeps_order_and_drops_what_is_there_already():
+    both = Signatures.build(["one two", "three"]).union(Signatures.build(["three", "four five six", "one two"]))
+    assert len(both) == 3
+    assert [both.worst(text) for text in ("one two", "three", "four five six")] == [1.0, 1.0, 1.0]
+    assert len(Signatures.build(()).union(Signatures.build(()))) == 0
+
+
 def test_saved_signatures_are_small_and_load_as_they_were(tmp_path):
     path = tmp_path / "seen.minhash"
     signatures = Signatures.build([TEN, "another one entirely"])

@@ -147,6 +147,12 @@ class Signatures:
         self._rows[self._count] = signature(text)
         self._count += 1
 
+    def union(self, other: Signatures) -> Signatures:
+        """These and those of `other` that are not here, in their order."""
+        rows = np.concatenate([self._rows[: self._count], other._rows[: other._count]])
+        _, first = np.unique(rows, axis=0, return_index=True)
+        return Signatures(rows[np.sort(first)])
+
     def worst(self, text: str) -> float:
         """Estimated Jaccard similarity, in [0, 1], of the text to the most similar one here; 0.0 if there is none."""
         return _similarity(self._most_equal(self._rows[: self._count], signature(text))) if self._count else 0.0

@@ -69,7 +69,7 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
-    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, new_model, start_from
+    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, connector_folder, new_model, start_from
     from rbalign.train.connect import train_connector
     from rbalign.train.spelling import choose_tokens
 
@@ -92,8 +92,10 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         ctc_temperature=config.temperature,
         **{f"adapter_{name}": value for name, value in shape.items()},
     )
+    known = Signatures.build(())
     if config.start is not None:
         start_from(model, config.start)
+        known = Signatures.load(connector_folder(config.start) / SIGNATURES)
     folder = run.path("connect")
     counts = train_connector(model, lm.tokenizer, train, validation, config, recipe.seed, folder)
     connector = folder / "connector"
@@ -107,7 +109,8 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         "ctc_tokens": len(tokens or ()),
         "parameters": sum(p.numel() for part in (model.encoder, model.adapter) for p in part.parameters()),
     }
-    Signatures.build(sorted({*train.texts, *validation.texts})).save(connector / SIGNATURES)
+    heard = Signatures.build(sorted({*train.texts, *validation.texts}))
+    known.union(heard).save(connector / SIGNATURES)
     atomic_write(connector / "counts.json", json.dumps(counts, indent=1, sort_keys=True) + "\n")
     shutil.copyfile(folder / "metrics.jsonl", connector / "metrics.jsonl")
     shutil.copyfile(run.path("recipe.toml"), connector / "recipe.toml")
