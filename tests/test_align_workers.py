@@ -22,9 +22,13 @@ from rbalign.stages.arms import Arms, training, workers_for
 THREE = ["sft-matched", "sft", "rba-single"]
 
 
+def open_tiny(recipe, run, **options):
+    return tiny_policy(**options)
+
+
 def reopen(folder, changes):
-    """What a worker finds: the run's data, and a tiny random policy."""
-    stage_policy.open_policy = lambda recipe, run, **options: tiny_policy(**options)
+    """What a worker finds: the run's data, and a tiny random policy (`trained` lends it where no worker does)."""
+    stage_policy.open_policy = open_tiny
     chosen = recipe(**changes)
     return Arms(chosen, RunDir.look(folder, chosen))
 
@@ -59,6 +63,7 @@ def trained(folder, monkeypatch, opener=reopen, **changes):
         if not run.path("data").exists():
             write_data(run.path("data"))
         with monkeypatch.context() as patch:
+            patch.setattr(stage_policy, "open_policy", open_tiny)  # so that it is put back, whoever sets it
             patch.setattr(align, "training", partial(training, reopen=partial(opener, folder, changes)))
             align.run(run.recipe, run)
         return run
@@ -82,6 +87,7 @@ def test_an_arm_whose_process_died_goes_on_and_ends_the_same(tmp_path, monkeypat
     folder = tmp_path / "cut" / "tiny" / "arms" / "rba-single-s0"
     assert arms.updates_done(folder) in (1, 2)
     assert not (folder / "final").exists()
+    capsys.readouterr()
     cut = trained(tmp_path / "cut", monkeypatch, updates=4, workers=2)
     for arm in ("sft", "rba-single"):
         for name, value in weights(whole, arm).items():

@@ -13,9 +13,10 @@ from transformers import WhisperModel
 
 from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
+from rbalign.config.sections import ConnectConfig
 from rbalign.data.dataset import DatasetWriter
 from rbalign.data.signatures import Signatures
-from rbalign.errors import UsageError
+from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm import from_parts
@@ -74,6 +75,32 @@ def test_from_dataset_to_connector(recipe: Recipe, tmp_path: Path) -> None:
         model = from_parts(folder, tiny_lm())
         assert len(model.adapter.ctc_token_ids) == counts["ctc_tokens"]
         assert len(outputs["connector"]) == 64
+
+
+def test_a_connector_to_start_from_is_missed_before_any_work(recipe: Recipe, tmp_path: Path) -> None:
+    connect.check(recipe)
+    further = changed(recipe, start=str(tmp_path))
+    with pytest.raises(DataError, match=r"model.safetensors is missing"):
+        connect.check(further)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(DataError, match=r"signatures.bin is missing"):
+        connect.check(further)
+    (tmp_path / "signatures.bin").touch()
+    connect.check(further)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"adapter": "mlp", "letters": 8}, "belong to the ctc adapter"),
+        ({"speller_layers": 1}, "a speller needs letters"),
+        ({"speller_layers": 1, "letters": 8, "stack": 3}, "an even stack"),
+        ({"width": 100, "heads": 6}, "not a multiple"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused_with_the_recipe(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConnectConfig.model_validate(fields)
 
 
 def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp_path: Path) -> None:

@@ -124,6 +124,21 @@ def test_a_speller_starts_silent_learns_letters_and_is_saved(tmp_path):
     assert heard(from_parts(tmp_path / "connector", tiny_lm()))[1] == heard(model)[1]
 
 
+def test_a_spelt_clip_does_not_depend_on_its_batch_mates(tmp_path):
+    model = lettered(tmp_path, speller=1)
+    torch.nn.init.normal_(model.adapter.speller.tell.weight)
+    clips = [tiny_clip(seconds, i) for i, seconds in enumerate((0.5, 0.54, 0.58, 0.62, 1.4))]
+    frames = set()
+    with torch.no_grad():
+        together = model.adapter.frames(model.encode_audio(**tiny_processor()(audio=clips, return_tensors="pt")))
+        for i, clip in enumerate(clips):
+            alone = model.adapter.frames(model.encode_audio(**tiny_processor()(audio=[clip], return_tensors="pt")))
+            length = int(alone.lengths[0])
+            torch.testing.assert_close(together.hidden[i, :length], alone.hidden[0], atol=1e-4, rtol=1e-4)
+            frames.add(int(alone.spelt.lengths[0]) % 2)
+    assert frames == {0, 1}, "an odd number of the speller's frames is where padding would tell something"
+
+
 def test_training_tells_some_clips_by_letters_alone(tmp_path):
     model = lettered(tmp_path, speller=1)
     inputs = tiny_processor()(audio=[tiny_clip(1.0, i) for i in range(24)], return_tensors="pt")

@@ -25,15 +25,21 @@ class FakeStages:
         self.ran: list[str] = []
         self.fail = ""
         self.outside = "connector-1"
+        self.refuse = ""
         self.bytes = 10
         for name in ("synth", "align", "eval", "report"):
             module = SimpleNamespace(plan=self.plan(name), run=self.work(name))
             if name == "align":
                 module.inputs = lambda recipe: {"connector": self.outside}
+                module.check = self.check
             monkeypatch.setitem(sys.modules, f"rbalign.stages.{name}", module)
 
     def plan(self, name: str):
         return lambda recipe, run: Plan((PlanRow(f"{name} things", 4, seconds=8.0, bytes=self.bytes),))
+
+    def check(self, recipe: Recipe) -> None:
+        if self.refuse:
+            raise UsageError(self.refuse)
 
     def work(self, name: str):
         def run(recipe: Recipe, run: RunDir) -> dict[str, str]:
@@ -67,6 +73,20 @@ def test_stages_run_in_order_and_finished_ones_are_skipped(tmp_path: Path, fake:
     go(tmp_path, said=said)
     assert fake.ran == ["report"], "the page is drawn again, the work is not"
     assert said[:3] == [f"{stage}: finished before, skipped" for stage in ("synth", "align", "eval")]
+
+
+def test_what_a_later_stage_refuses_is_refused_before_the_first_one(tmp_path: Path, fake: FakeStages) -> None:
+    fake.refuse = "no such arm"
+    with pytest.raises(UsageError, match="no such arm"):
+        go(tmp_path)
+    assert fake.ran == []
+    with RunDir.open(tmp_path, Recipe.model_validate(TABLE)) as run:
+        assert len(chain(run.recipe, run, dry_run=True)) == 4, "a plan may be made of anything"
+    go(tmp_path, only="synth")
+    fake.refuse = ""
+    go(tmp_path)
+    fake.refuse = "no such arm"
+    go(tmp_path)  # what is done is not asked again
 
 
 def test_an_interrupted_chain_goes_on_with_the_stage_that_was_interrupted(tmp_path: Path, fake: FakeStages) -> None:

@@ -202,6 +202,16 @@ class ConnectConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     """TrainingArguments by their own names: learning_rate, num_train_epochs, warmup_steps, eval_steps..."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.adapter == "mlp" and (self.letters or self.speller_layers or self.temperature != 1):
+            raise ValueError("letters, speller_layers and temperature belong to the ctc adapter, and this is mlp")
+        if self.speller_layers and (self.stack % 2 or not self.letters):
+            raise ValueError(f"a speller needs letters above 0 and an even stack, not {self.letters} and {self.stack}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
 
 class GrpoConfig(Section):
     """The coefficients that make GRPO, Dr.GRPO or DAPO of one term."""

@@ -77,12 +77,13 @@ def new_model(
 def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> None:
     """Take over a connector's encoder and adapter; what it lacks (other tokens, letters) stays as it is.
 
-    Raises DataError if there is none or the shapes differ.
+    Raises DataError if there is none, it was trained against another LLM or the shapes differ.
     """
     weights = connector_folder(folder) / WEIGHTS
     if not weights.is_file():
         raise DataError(f"no connector to start from in {weights.parent}", "train it first, or leave start out")
     state = load_file(weights)
+    _check_language_model(state[FINGERPRINT], model, folder)
     kept = {name: value for name, value in state.items() if name != FINGERPRINT and not name.startswith(_TOKEN_LISTS)}
     mine = connector_state(model)
     odd = sorted(name for name, value in kept.items() if name not in mine or mine[name].shape != value.shape)
@@ -132,19 +133,22 @@ def from_parts(folder: str | Path, language_model: PreTrainedModel) -> RbaSpeech
     config.text_config = language_model.config
     model = RbaSpeechForConditionalGeneration(config, language_model=language_model)
     state = load_file(folder / WEIGHTS)
-    expected = state.pop(FINGERPRINT).float()
-    found = _embedding_norms(model).float()
-    if ((found - expected).abs() > FINGERPRINT_TOLERANCE * expected + 1e-3).any():
-        raise DataError(
-            f"the connector {folder} was trained against other LLM weights",
-            "use the LLM named in its recipe.toml, or train a connector for yours with `rba connect`",
-        )
+    _check_language_model(state.pop(FINGERPRINT), model, folder)
     missing, unexpected = model.load_state_dict(state, strict=False)
     lost = [name for name in missing if not name.startswith("language_model.")]
     if lost or unexpected:
         raise DataError(f"the connector {folder} lacks {lost} and has extra {unexpected}", "fetch or train it again")
     model.eval()
     return model
+
+
+def _check_language_model(norms: Tensor, model: RbaSpeechForConditionalGeneration, folder: str | Path) -> None:
+    expected, found = norms.float(), _embedding_norms(model).float()
+    if ((found - expected).abs() > FINGERPRINT_TOLERANCE * expected + 1e-3).any():
+        raise DataError(
+            f"the connector {folder} was trained against other LLM weights",
+            "use the LLM named in its recipe.toml, or train a connector for yours with `rba connect`",
+        )
 
 
 def connector_folder(wanted: str | Path) -> Path:

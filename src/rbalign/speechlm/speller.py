@@ -1,6 +1,6 @@
 """Letters by CTC at 25 Hz, before tokens at 12.5: how a word is written can be heard, even if it was never met.
 
-Conditioning a coarse CTC on a finer one (Higuchi et al. 2022, arXiv 2110.04109): the fine one has 54 symbols, which
+Conditioning a coarse CTC on a finer one (Higuchi et al. 2022, arXiv 2110.04109): the fine one has 53 symbols, which
 all occur in every minute of speech, so it needs no word to have been practised.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rbalign.speechlm.configuration import RbaSpeechConfig
-from rbalign.speechlm.encoder import EncoderStates
+from rbalign.speechlm.encoder import EncoderStates, valid_frames
 from rbalign.speechlm.layers import AdapterLayer, attention_mask, stack_frames
 
 STACK = 2
@@ -54,7 +54,7 @@ class Speller(nn.Module):
         mask = attention_mask(lengths, x.shape[1])
         for layer in self.layers:
             x = layer(x, mask)
-        x = self.norm(x)
+        x = self.norm(x) * valid_frames(lengths, x.shape[1])[..., None]  # padding tells what it would alone: nothing
         wide = F.pad(x, (0, 0, 0, -x.shape[1] % self.share))
         return Spelt(self.letters(x), lengths, self.tell(wide.reshape(len(x), -1, self.share * WIDTH)))
 
@@ -72,7 +72,7 @@ def letters_of(codes: Tensor) -> Tensor:
 
 
 def spelling_loss(spelt: Spelt, targets: list[Tensor]) -> Tensor:
-    """CTC of the letters `targets` B x (N_i,), mean a letter; clips that are too short for theirs count nothing."""
+    """CTC of the letters `targets` B x (N_i,), a letter; clips that are too short for theirs add nothing."""
     counts = torch.tensor([len(target) for target in targets])
     losses = F.ctc_loss(
         spelt.letters.float().log_softmax(-1).transpose(0, 1),

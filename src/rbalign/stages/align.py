@@ -60,10 +60,34 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     return {"connector": sha256_file(weights) if weights.is_file() else "missing"}
 
 
+def check(recipe: Recipe) -> None:
+    """Arms that this teacher, or samples drawn so, cannot train."""
+    config = align_config(recipe)
+    backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
+    tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
+    for arm in config.arms:
+        wanted = needs(config.mixture(arm))
+        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != backbone):
+            raise UsageError(
+                f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.author!r} is "
+                f"not {backbone!r}",
+                f"set [teacher] model to the backbone, or leave {arm} out of [align] arms",
+            )
+        if "samples" in wanted and tempered:
+            raise UsageError(
+                f"{arm} samples at temperature 1 and top-p 1: other samples are not the policy's own",
+                "leave [align.sampling] temperature and top_p at 1",
+            )
+        if "grpo" in config.mixture(arm) and config.grpo.kl and config.reference == "none":
+            raise UsageError(
+                f'[align.grpo] kl = {config.grpo.kl} holds {arm} to a reference, and reference = "none" drops it',
+                'set kl = 0, or reference = "fixed"',
+            )
+
+
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train what is not finished yet, matched arms after what they match; each goes on from its own checkpoint."""
     config = align_config(recipe)
-    _check(recipe)
     outside = {"data": Dataset.open(run.path("data")).content_hash, "connector": _connector_hash(recipe, run)}
     with training(recipe, run) as train:
         for matched in (False, True):
@@ -111,28 +135,3 @@ def _arm_settings(recipe: Recipe, job: Job) -> dict[str, Any]:
 def _connector_hash(recipe: Recipe, run: RunDir) -> str:
     found = inputs(recipe) or run.outputs("connect") or {}
     return found.get("connector", "missing")
-
-
-def _check(recipe: Recipe) -> None:
-    """Refuse before any work what cannot be right."""
-    config = align_config(recipe)
-    backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
-    tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
-    for arm in config.arms:
-        wanted = needs(config.mixture(arm))
-        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != backbone):
-            raise UsageError(
-                f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.author!r} is "
-                f"not {backbone!r}",
-                f"set [teacher] model to the backbone, or leave {arm} out of [align] arms",
-            )
-        if "samples" in wanted and tempered:
-            raise UsageError(
-                f"{arm} samples at temperature 1 and top-p 1: other samples are not the policy's own",
-                "leave [align.sampling] temperature and top_p at 1",
-            )
-        if "grpo" in config.mixture(arm) and config.grpo.kl and config.reference == "none":
-            raise UsageError(
-                f'[align.grpo] kl = {config.grpo.kl} holds {arm} to a reference, and reference = "none" drops it',
-                'set kl = 0, or reference = "fixed"',
-            )

@@ -213,6 +213,8 @@ def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iter
 
 
 def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    if not jobs:
+        return
     flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
     shown = sum(updates_done(_folder(run, job)) for job in jobs)
     label = "align " + ", ".join(f"{job.arm}-s{job.seed}" for job in jobs)

@@ -42,7 +42,8 @@ class Plan:
 
 class StageModule(Protocol):
     """A module `rbalign.stages.NAME`. It may also offer `inputs(recipe) -> Mapping[str, str]`: name -> hash of what
-    it reads from outside the run (a connector folder, ready test views), so that a change there is noticed.
+    it reads from outside the run (a connector folder, ready test views), so that a change there is noticed; and
+    `check(recipe)`, which refuses what cannot be right before any stage has begun.
     """
 
     def plan(self, recipe: Recipe, run: RunDir) -> Plan:

@@ -54,6 +54,8 @@ def chain(
     recipe lacks the stage; RunError if an earlier stage is unfinished, a finished one changed or the disk too small.
     """
     outcomes = []
+    if not dry_run:
+        _check(recipe, run, only)
     for verb in _wanted(recipe, only):
         stage, completes = HALVES.get(verb, (verb, True))
         module = _module(verb)
@@ -89,6 +91,15 @@ def run_recipe(
     with RunDir.open(Path(runs), loaded, fork) as run:
         chain(run.recipe, run, say=say)
         return run.folder
+
+
+def _check(recipe: Recipe, run: RunDir, only: str | None) -> None:
+    """What a later stage would refuse after hours of the stages before it, it refuses now."""
+    for verb in _wanted(recipe, only):
+        stage, _ = HALVES.get(verb, (verb, True))
+        check = getattr(_module(stage), "check", None)
+        if check is not None and run.outputs(stage) is None:
+            check(recipe)
 
 
 def _wanted(recipe: Recipe, only: str | None) -> list[str]:

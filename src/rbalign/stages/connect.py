@@ -66,6 +66,19 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     return {"start": sha256_file(weights) if weights.is_file() else "missing"}
 
 
+def check(recipe: Recipe) -> None:
+    """A connector to start from must be there, with the signatures of what it has heard."""
+    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, connector_folder
+
+    start = _config(recipe).start
+    for name in (WEIGHTS, SIGNATURES) if start is not None else ():
+        if not (connector_folder(start or "") / name).is_file():
+            raise DataError(
+                f"no connector to start from: {connector_folder(start or '') / name} is missing",
+                "train that one first (`rba run connect`), name its folder with --connect.start, or leave start out",
+            )
+
+
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
@@ -109,6 +122,9 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         "ctc_tokens": len(tokens or ()),
         "parameters": sum(p.numel() for part in (model.encoder, model.adapter) for p in part.parameters()),
     }
+    if config.start is not None:
+        before = connector_folder(config.start) / "counts.json"
+        counts["start"] = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else None
     heard = Signatures.build(sorted({*train.texts, *validation.texts}))
     known.union(heard).save(connector / SIGNATURES)
     atomic_write(connector / "counts.json", json.dumps(counts, indent=1, sort_keys=True) + "\n")
