@@ -32,9 +32,10 @@ def section(name: str, results: dict) -> str:
         lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
     note = f"`rba run {name}` (results/{name}.json). 95 % intervals over instructions; * = the arm's loss optimises it."
     said = [f"- {line['text']}" for line in verdict(asked)]
-    spent = [f"{row['arm']} {row['operations']} ({row['updates']})" for row in training_table(asked)]
+    spent = [f"{row['arm']} {row['operations']} ({row['updates']}, {row['selected']})" for row in training_table(asked)]
     if spent:
-        said.append(f"- Training, 10^12 operations of the language model (updates): {', '.join(spent)}.")
+        what = "10^12 operations of the language model (updates, and the one whose weights are evaluated)"
+        said.append(f"- Training, {what}: {', '.join(spent)}.")
     return "\n".join([note, "", *lines, "", *said])
 
 

@@ -77,6 +77,7 @@ def test_arms_are_trained_saved_and_not_trained_again(tmp_path, opened):
     about = json.loads((final / "arm.json").read_text())
     assert about["left_out"] == {"no answer": 1, f"answer over {CAP} tokens": 1, "no view": 1}
     assert about["examples"] == 3
+    assert about["selected_update"] == about["updates"] == 2
     assert [row["update"] for row in read_rows(run.path("arms", "sft-s0", "metrics.jsonl"))] == [1, 2]
     policy = tiny_policy(lora=None)
     for arm in ("sft", "rba-single"):
@@ -112,6 +113,21 @@ def test_an_arm_killed_inside_goes_on_and_ends_the_same(tmp_path, opened, monkey
             weights[name] = {n: v.clone() for n, v in policy.speech.named_parameters() if "lora" in n}
     for key, value in weights["whole"].items():
         torch.testing.assert_close(value, weights["cut"][key], atol=1e-6, rtol=1e-5)
+
+
+def test_the_update_whose_weights_were_chosen_is_told(tmp_path, opened, monkeypatch):
+    from rbalign.train.trainer import AlignTrainer
+
+    def evaluate(self, *args, **kwargs):
+        return {"eval_nll": {1: 2.0, 2: 1.0, 3: 1.5}[self.state.global_step]}
+
+    monkeypatch.setattr(AlignTrainer, "evaluate", evaluate)
+    with RunDir.open(tmp_path, recipe(arms=["sft"], updates=3, select_by="validation")) as run:
+        write_data(run.path("data"))
+        align.run(run.recipe, run)
+        assert json.loads((arms.arm_folder(run, "sft", 0) / "arm.json").read_text())["selected_update"] == 2
+        assert arms.cost(run, "sft", 0)["selected_update"] == 2
+        assert arms.cost(run, "sft", 0)["updates"] == 3
 
 
 def test_seeds_are_different_runs_and_an_arm_does_not_depend_on_its_neighbours(tmp_path, opened):

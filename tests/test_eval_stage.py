@@ -12,6 +12,7 @@ from tiny import TEXTS, tiny_clip, tiny_processor, tiny_speech_model
 from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
+from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, RunError, UsageError
 from rbalign.eval import answerers
 from rbalign.eval.collect import Answered, collect, in_turn
@@ -341,3 +342,18 @@ def test_word_errors_by_hand():
 def test_recipe_without_eval_is_refused(run):
     with pytest.raises(UsageError, match=r"no \[eval\]"):
         stage.run(Recipe.model_validate({"name": "x"}), run)
+
+
+def test_texts_that_the_connector_has_heard_are_left_out_and_counted(run, recipe, tmp_path, capsys):
+    connector = tmp_path / "connector"
+    connector.mkdir()
+    other = recipe.model_copy(update={"align": recipe.align.model_copy(update={"connector": str(connector)})})
+    assert len(stage.Evaluation.open(other, run).instructions.examples) == 4
+    assert "has no signatures.bin" in capsys.readouterr().err
+    Signatures.build([TEXTS[1].upper()]).save(connector / "signatures.bin")
+    evaluation = stage.Evaluation.open(other, run)
+    assert [one.id for one in evaluation.instructions.examples] == ["e0", "e2", "e3"]
+    assert evaluation.notes == ["1 instructions are too like what the connector was trained on: left out"]
+    Signatures.build(TEXTS).save(connector / "signatures.bin")
+    with pytest.raises(UsageError, match="trained on texts like each of the 4"):
+        stage.Evaluation.open(other, run)

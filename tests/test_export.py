@@ -113,7 +113,12 @@ def test_the_card_says_what_it_is_and_holds_no_path(run, tmp_path):
     export(run, "sft", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     manifest = json.loads(run.path("data", "manifest.json").read_text())
-    for part in [*LICENCES, manifest["content_hash"], "small: sft-s0", "2 updates on 3 instructions in 12 clips"]:
+    for part in [
+        *LICENCES,
+        manifest["content_hash"],
+        "small: sft-s0",
+        "weights of update 2 of 2 on 3 instructions in 12 clips",
+    ]:
         assert part in text
     assert r'{"role": "system", "content": "Be \"brief\"."}, {"role": "user", "content": "<|audio|>"}' in text
     (block,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]

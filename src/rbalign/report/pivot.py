@@ -26,6 +26,19 @@ LABELS = {
     "failed": "failed",
 }
 TABLE_ORDER = tuple(LABELS)
+READING = "open-text"
+"""The task in which an arm reads what it otherwise hears: what alignment gave reading did not close the gap."""
+FACETS = {
+    pair: f"{what} ({short})"
+    for metric, short in (("wordllama", "WordLlama"), ("similarity", "MiniLM"))
+    for pair, what in (
+        ((READING, metric), "own reading"),
+        (("open-wrong-audio", metric), "wrong audio"),
+        (("open", f"{metric}/worst-voice"), "worst voice"),
+        (("open", f"consistency:{metric}/headline"), "consistency"),
+    )
+}
+"""(task, metric) -> label: sides of the first similarity that results have, which the main table shows, too."""
 HEADLINES = ("chrf", "wordllama", "qa")
 LOWER_IS_BETTER = {"nll", "wer", "flip-rate"}
 
@@ -64,15 +77,23 @@ class Results:
         own = own if task else [row for row in own if "-" not in row["task"]]
         return next((row for row in own if row["seed"] is None), own[0] if own else None)
 
+    def shown(self, arm: str, task: str, metric: str) -> Row | None:
+        """The main table's row behind a cell; base reads as the text LLM does, for it is the same weights."""
+        if task == READING and arm in ("base", "text"):
+            return self.find("text", metric, "open")
+        return self.find(arm, metric, task)
+
     def columns(self) -> list[tuple[str, str]]:
-        """(task, metric) of the main table's columns, headlines first."""
-        present = {(row["task"], row["metric"]) for row in self.rows if "-" not in row["task"]}
+        """(task, metric) of the main table's columns, headlines first, sides of the first similarity last."""
+        present = {(row["task"], row["metric"]) for row in self.rows}
         # Length, cuts and failures of open answers stand for all; the same columns of qa would repeat them.
         order = [(t, m) for m in TABLE_ORDER for t in ("open", "qa", "nll") if (t, m) in present]
         seen: set[str] = set()
         kept = [(t, m) for t, m in order if not (m in seen or seen.add(m))]  # type: ignore[func-returns-value]
         quiet = {("open", "failed")} if not any(row["value"] for row in self._all("failed")) else set()
-        return [pair for pair in kept if pair not in quiet]
+        similarity = next((m for _, m in kept if m in ("wordllama", "similarity")), None)
+        facets = [pair for pair in FACETS if pair in present and similarity in pair[1].replace(":", "/").split("/")]
+        return [pair for pair in kept if pair not in quiet] + facets
 
     def _all(self, metric: str) -> list[Row]:
         return [row for row in self.rows if row["metric"] == metric]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rbalign.report.charts import colour
-from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
+from rbalign.report.pivot import FACETS, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
 
 NEUTRAL = {"tokens", "truncated", "surprisal", "echo", "failed"}
 
@@ -33,7 +33,7 @@ def main_table(results: Results) -> dict[str, Any]:
     for arm in results.arms():
         cells = []
         for task, metric in columns:
-            made = cell(results.find(arm, metric, task))
+            made = cell(results.shown(arm, task, metric))
             made["best"] = arm == best[task, metric]
             cells.append(made)
         seeds = sorted({row["seed"] for row in results.rows if row["arm"] == arm and row["seed"] is not None})
@@ -46,17 +46,30 @@ def main_table(results: Results) -> dict[str, Any]:
                 "cells": cells,
             }
         )
-    heads = [{"label": label(m), "headline": m in HEADLINES, "hint": _hint(m)} for _, m in columns]
+    heads = [
+        {
+            "label": FACETS.get((task, metric)) or label(metric),
+            "headline": task in ("open", "qa") and metric in HEADLINES,
+            "hint": _hint(task, metric),
+        }
+        for task, metric in columns
+    ]
     return {"columns": heads, "lines": lines}
 
 
-def _hint(metric: str) -> str:
-    return "" if metric in NEUTRAL else "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+def _hint(task: str, metric: str) -> str:
+    return (
+        ""
+        if metric in NEUTRAL or "-" in task
+        else "lower is better"
+        if metric in LOWER_IS_BETTER
+        else "higher is better"
+    )
 
 
 def _best(results: Results, task: str, metric: str) -> str | None:
     """The best of base and the trained arms that did not optimise the metric."""
-    if metric in NEUTRAL or metric == "wer":
+    if metric in NEUTRAL or metric == "wer" or "-" in task:
         return None
     rows = [(arm, results.find(arm, metric, task)) for arm in ["base", *results.trained()]]
     known = [(row["value"], arm) for arm, row in rows if row and row["value"] is not None and not row["optimised"]]
@@ -145,7 +158,7 @@ def verdict(results: Results) -> list[dict[str, str]]:
             clear = "reading beats hearing by" if row["ci_low"] > 0 else "reading minus hearing is"
             words = f"Before alignment, {label(row['metric'])}: {clear} {_signed(row)}."
             lines.append({"kind": "plain", "text": words})
-    lines += _questions_kept(results)
+    lines += _questions_kept(results) + _reading_gained(results)
     pairs: dict[tuple[str, str], list[Row]] = {}
     for row in results.comparisons:
         if row["headline"] and row["difference"] is not None:
@@ -163,6 +176,18 @@ def _questions_kept(results: Results) -> list[dict[str, str]]:
     if chance is not None and chance["value"] is not None:
         words += f"; with another question's audio {_percent(chance)}"
     return [{"kind": "plain", "text": f"{words}."}]
+
+
+def _reading_gained(results: Results) -> list[dict[str, str]]:
+    """What alignment gave the arms' own reading: a gain there is no narrower gap between hearing and reading."""
+    pairs = {(row["a"], row["metric"]): row for row in results.comparisons if row["b"] == "text"}
+    for metric in ("wordllama", "similarity"):
+        own = {arm: pairs.get((f"{arm}-text", metric)) for arm in results.trained()}
+        gains = [f"{arm} {_signed(row)}" for arm, row in own.items() if row and row["difference"] is not None]
+        if gains:
+            words = f"{label(metric)} of each arm on text, against the text LLM: {', '.join(gains)}."
+            return [{"kind": "plain", "text": f"Reading changed, too. {words[0].upper()}{words[1:]}"}]
+    return []
 
 
 def _percent(row: Row) -> str:
@@ -205,6 +230,7 @@ def training_table(results: Results) -> list[dict[str, str]]:
             "arm": row["arm"],
             "seed": str(row["seed"]),
             "updates": str(row["updates"]),
+            "selected": str(row.get("selected_update") or row["updates"]),
             "operations": f"{row['operations'] / 1e12:.1f}",
             "minutes": f"{row['seconds'] / 60:.1f}",
         }

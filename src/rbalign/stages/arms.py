@@ -71,12 +71,17 @@ def _folder(run: RunDir, job: Job) -> Path:
 
 
 def cost(run: RunDir, arm: str, seed: int) -> dict[str, Any]:
-    """What training an arm took: updates, counted operations of the language model's matrix products, wall seconds."""
+    """What training an arm took: updates, counted operations of the language model's matrix products, wall seconds;
+    and the update whose weights were kept, None if it is not finished or was trained before that was noted."""
     rows = list(read_rows(run.path("arms", f"{arm}-s{seed}", "metrics.jsonl")))
+    about = arm_folder(run, arm, seed) / "arm.json"
     return {
         "arm": arm,
         "seed": seed,
         "updates": len(rows),
+        "selected_update": json.loads(about.read_text(encoding="utf-8")).get("selected_update")
+        if about.exists()
+        else None,
         "operations": sum(row["operations"] for row in rows),
         "seconds": round(sum(sum(row["seconds"].values()) for row in rows), 1),
     }
@@ -134,7 +139,9 @@ class Arms:
             trainer.fit()
         final = arm_folder(self.run, arm, seed)
         self.policy.save(final)
-        about = {"arm": arm, "seed": seed, "updates": updates, "examples": len(self.items)}
+        best = trainer.state.best_global_step if self.config.select_by == "validation" else None
+        about: dict[str, Any] = {"arm": arm, "seed": seed, "updates": updates, "selected_update": best or updates}
+        about["examples"] = len(self.items)
         about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
         atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")

@@ -18,6 +18,7 @@ from typing import Any
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import EvalConfig
 from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.signatures import Signatures
 from rbalign.errors import AssetError, UsageError
 from rbalign.eval import metrics, qa
 from rbalign.eval.collect import collect
@@ -36,6 +37,7 @@ from rbalign.scorers.similarity import Embedder, build_embedder
 from rbalign.stages.answering import WORKER_BYTES, Answering, answering, arm_folders, decoding, subject_and_seed
 from rbalign.stages.arms import cost
 from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.policy import connector_of, heard_by
 from rbalign.types import Example, Split
 
 SHARD = 64
@@ -103,10 +105,17 @@ class Evaluation:
         """The evaluation of a run's dataset; questions that no voice has said yet are spoken now if `speak`."""
         config = _config(recipe)
         instructions, left_out = held_out(Dataset.open(run.path("data")), config.split, config.limit)
-        evaluation = cls(recipe, run, instructions, _questions(recipe, run, speak))
-        if left_out:
-            note = f"{left_out} instructions of the split have no clip that any voice could make: left out"
-            evaluation.notes.append(note)
+        heard = heard_by(connector_of(recipe, run))
+        instructions, known = _unheard(instructions, heard)
+        questions, known_questions = _unheard(_questions(recipe, run, speak), heard)
+        evaluation = cls(recipe, run, instructions, questions)
+        for count, what in (
+            (left_out, "instructions of the split have no clip that any voice could make"),
+            (known, "instructions are too like what the connector was trained on"),
+            (known_questions, "questions are too like what the connector was trained on"),
+        ):
+            if count:
+                evaluation.notes.append(f"{count} {what}: left out")
         return evaluation
 
     def conclude(self) -> Mapping[str, str]:
@@ -273,6 +282,21 @@ def held_out(dataset: Dataset, split: str, limit: int | None) -> tuple[Spoken, i
     if not spoken:
         raise UsageError(f"the {split} split has no instruction with a clip", f"set [synth] {split} above 0")
     return Spoken(spoken, views), len(chosen) - len(spoken)
+
+
+def _unheard(spoken: Spoken, heard: Signatures) -> tuple[Spoken, int]:
+    """Without the texts that the connector has heard in training, and how many those were.
+
+    Raises UsageError if it has heard them all.
+    """
+    near = set(heard.near_duplicates(example.spoken for example in spoken.examples))
+    kept = [example for place, example in enumerate(spoken.examples) if place not in near]
+    if spoken.examples and not kept:
+        raise UsageError(
+            f"the connector was trained on texts like each of the {len(near)} to be answered: they would show no gap",
+            "evaluate on others, or name another connector in [align] connector",
+        )
+    return Spoken(kept, spoken.views), len(near)
 
 
 def _questions(recipe: Recipe, run: RunDir, speak: bool) -> Spoken:

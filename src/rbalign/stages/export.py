@@ -100,8 +100,9 @@ def _history(arm: str, weights: Path | None) -> str:
         return "It is not aligned: the start of every arm of the run."
     about = json.loads((weights / "arm.json").read_text(encoding="utf-8"))
     return (
-        f"Arm `{arm}` of an rba run: objective {about['arm']}, {about['updates']} updates on {about['examples']} "
-        f"instructions in {about['views']} clips, seed {about['seed']}; LoRA merged into the weights."
+        f"Arm `{arm}` of an rba run: objective {about['arm']}, the weights of update "
+        f"{about.get('selected_update', about['updates'])} of {about['updates']} on {about['examples']} instructions "
+        f"in {about['views']} clips, seed {about['seed']}; LoRA merged into the weights."
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbalign.assets import model_folder
 from rbalign.config.recipe import Recipe
+from rbalign.data.signatures import Signatures
+from rbalign.rundir.progress import note
 from rbalign.rundir.run import RunDir
 
 if TYPE_CHECKING:
@@ -38,6 +41,17 @@ def connector_of(recipe: Recipe, run: RunDir) -> Any:
 
     wanted = recipe.align.connector if recipe.align else "connect" if recipe.connect else "default"
     return run.path("connect", "connector") if wanted == "connect" else connector_folder(wanted)
+
+
+def heard_by(folder: Path) -> Signatures:
+    """Signatures of what a connector heard in training: such texts show no gap, because it knows them by heart."""
+    from rbalign.speechlm.connector import SIGNATURES
+
+    path = folder / SIGNATURES
+    if path.is_file():
+        return Signatures.load(path)
+    note(f"{folder} has no {SIGNATURES}: texts that this connector has heard cannot be told from new ones")
+    return Signatures.build(())
 
 
 def system_prompt(recipe: Recipe) -> str | None:

@@ -30,9 +30,10 @@ from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.endpoints import Servers, endpoint_inputs
+from rbalign.stages.policy import heard_by
 from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import Acceptance, quotas
-from rbalign.synth.heldout import as_flac, held_out, heldout_folder
+from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
 from rbalign.synth.speak import plan_views, planned, speak_shard
 from rbalign.synth.vocabulary import SOURCE, practice_examples, vocabulary_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
@@ -144,7 +145,8 @@ def _workers(config: SynthConfig) -> int:
 
 
 def _leakage(recipe: Recipe) -> list[Signatures]:
-    """What new texts must not resemble: files of evaluation texts, and what the connector was trained on."""
+    """What new texts must not resemble: files of evaluation texts, what the connector was trained on, and for a new
+    connector the held-out set that ships."""
     config = _config(recipe)
     found = []
     for name in config.filters.leakage_files:
@@ -152,12 +154,14 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
             found.append(Signatures.build(Path(name).read_text(encoding="utf-8").splitlines()))
         except OSError as error:
             raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
-    if recipe.connect is None:
-        from rbalign.speechlm.connector import SIGNATURES, connector_folder
+    from rbalign.speechlm.connector import connector_folder
 
-        path = connector_folder(recipe.align.connector if recipe.align else "default") / SIGNATURES
-        if path.is_file():
-            found.append(Signatures.load(path))
+    known = recipe.connect.start if recipe.connect else recipe.align.connector if recipe.align else "default"
+    if known is not None:
+        found.append(heard_by(connector_folder(known)))
+    if recipe.connect is not None:
+        shipped = Dataset.open(heldout_folder(SHIPPED)).examples(Split.TEST)
+        found.append(Signatures.build(example.instruction for example in shipped))
     return found
 
 
