@@ -57,7 +57,8 @@ check: dev
 	$(BIN)/lint-imports
 
 bench: assets
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	failed=; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # Universal: one lock for every platform and Python from 3.11 on. Torch and what only it brings (triton, nvidia-*,
 # cuda-*) are cut out: see above. Needs uv, which `pip install uv` puts into the environment.

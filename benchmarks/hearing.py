@@ -104,12 +104,19 @@ def people():
     folder = assets.folder("asterisk-sounds")
     rows = [json.loads(row) for row in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     prompts = [(folder / row["file"], row["text"]) for row in rows if len(row["text"].split()) >= FEWEST_WORDS]
-    read = assets.folder("pocketsphinx-testdata") / "librivox"
-    lines = (read / "transcription").read_text(encoding="utf-8").splitlines()
-    pairs = [re.fullmatch(r"<s> (.*?) *</s> \((.*)\)", line) for line in lines]
+    tests = assets.folder("pocketsphinx-testdata")
+    return {
+        "telephone prompts (one speaker, 8 kHz)": prompts,
+        "LibriVox (one reader)": transcribed(tests / "librivox" / "transcription"),
+        "playing cards, named (one speaker)": transcribed(tests / "cards" / "cards.transcription"),
+    }
+
+
+def transcribed(listing):
+    """Sphinx's lines "<s> words </s> (NAME)" as (path of the clip beside them, words)."""
+    pairs = [re.fullmatch(r"<s> (.*?) *</s> \((.*)\)", line) for line in listing.read_text("utf-8").splitlines()]
     # The transcription has one slip: "a more a amiable".
-    librivox = [(read / f"{m[2]}.wav", m[1].replace("a more a amiable", "a more amiable")) for m in pairs if m]
-    return {"telephone prompts (one speaker, 8 kHz)": prompts, "LibriVox (one reader)": librivox}
+    return [(listing.parent / f"{m[2]}.wav", m[1].replace("a more a amiable", "a more amiable")) for m in pairs if m]
 
 
 def as_view(identity, samples):

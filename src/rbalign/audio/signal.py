@@ -26,16 +26,9 @@ MEAN_BURST = 3.0
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
     """Play `factor` times as fast, pitch and all (Ko et al. 2015): n/factor samples."""
-    _check_factor("speed", factor)
+    if not 0.5 <= factor <= 2.0:
+        raise UsageError(f"a speed change by {factor:.2f} is out of bounds", "use a factor of 0.5 to 2")
     return _within(soxr.resample(samples, factor, 1.0))
-
-
-def change_pitch(samples: np.ndarray, semitones: float, rate: int = 16_000) -> np.ndarray:
-    """Raise the pitch by semitones (negative: lower) and keep the duration; same length."""
-    factor = 2.0 ** (semitones / 12.0)
-    _check_factor("pitch", factor)
-    shifted = change_speed(_stretch(samples, factor, rate), factor)
-    return np.pad(shifted[: len(samples)], (0, max(0, len(samples) - len(shifted))))
 
 
 def change_gain(samples: np.ndarray, gain_db: float) -> np.ndarray:
@@ -137,33 +130,6 @@ def trim_silence(samples: np.ndarray, rate: int, lead: float = 0.2, trail: float
     start = max(0, loud[0] - round(lead * rate))
     end = min(len(samples), loud[-1] + 1 + round(trail * rate))
     return samples[start:end]
-
-
-def _stretch(samples: np.ndarray, factor: float, rate: int) -> np.ndarray:
-    """Last `factor` times as long at the same pitch: WSOLA (Verhelst and Roelands 1993), 40 ms windows, 10 ms search.
-
-    Each output window is taken where the input best continues what was last written, so periods join in phase.
-    """
-    hop = max(1, round(0.02 * rate))
-    window, search = signal.windows.hann(2 * hop, sym=False), hop // 2
-    count = max(1, int(np.ceil(len(samples) * factor / hop)))
-    padded = np.pad(samples.astype(np.float64), (search, 4 * hop + search))
-    out = np.zeros((count + 1) * hop)
-    position = search
-    for index in range(count):
-        if index:
-            expected = padded[position + hop : position + 2 * hop]
-            ideal = search + min(round(index * hop / factor), len(samples))
-            region = padded[ideal - search : ideal + search + hop]
-            position = ideal - search + int(np.argmax(np.correlate(region, expected, "valid")))
-        out[index * hop : (index + 2) * hop] += window * padded[position : position + 2 * hop]
-    out[:hop] += (1.0 - window[:hop]) * padded[search : search + hop]
-    return _within(out[: round(len(samples) * factor)])
-
-
-def _check_factor(what: str, factor: float) -> None:
-    if not 0.5 <= factor <= 2.0:
-        raise UsageError(f"a {what} change by {factor:.2f} is out of bounds", "use a factor of 0.5 to 2")
 
 
 def _rms(samples: np.ndarray) -> float:

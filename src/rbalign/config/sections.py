@@ -194,7 +194,7 @@ class ConnectConfig(Section):
     spec_augment: bool = True
     """Mask bands of time and frequency while training."""
     augment: bool = True
-    """Speed, pitch, noise, room and gain, keyed by (epoch, view)."""
+    """Speed (the pitch goes with it), room, telephone, noise and gain, keyed by (epoch, view)."""
     splice: Fraction = 0.15
     """Share of training items that are two to four clips in one, so that 20 to 30 s instructions work."""
     seconds_per_batch: Annotated[float, Field(gt=1.0)] = 120.0
