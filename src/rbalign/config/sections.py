@@ -161,7 +161,7 @@ class SynthConfig(Section):
 class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
-    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start", "temperature")
+    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start")
 
     encoder: str = "whisper-tiny.en"
     """An asset name or folder of a Whisper model; its encoder is used."""
@@ -173,8 +173,6 @@ class ConnectConfig(Section):
     """Width of the rows that tell the ctc adapter how tokens are written, for words that it seldom meets; 0: none."""
     speller_layers: Annotated[int, Field(ge=0)] = 0
     """Layers of a branch that hears letters before the ctc adapter hears tokens; it needs `letters`. 0: none."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Of the ctc adapter's posteriors when they become the LLM's input; below 1 sharper. Training is the same."""
     start: str | None = None
     """A connector's folder, or "default" for the one that ships, whose weights training starts from."""
     width: Positive = 384

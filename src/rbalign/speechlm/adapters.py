@@ -48,7 +48,6 @@ class CtcAdapter(nn.Module):
         size = config.ctc_vocab_size or config.text_config.vocab_size
         self.stack = config.adapter_stack
         self.blank_threshold = config.blank_threshold
-        self.temperature = config.ctc_temperature
         self.dropout = config.adapter_dropout
         self.inputs = nn.Linear(config.adapter_stack * config.audio_config.d_model, width)
         self.layers = nn.ModuleList(
@@ -114,7 +113,7 @@ class CtcAdapter(nn.Module):
         """Audio positions of each clip: list of (N_i, D_llm), one for each greedy token, N_i >= 1.
 
         A position is sum_v p(v) E_v over the speakable tokens, p being the segment's mean posterior, its frames
-        weighted by how little they are blank, at the adapter's temperature.
+        weighted by how little they are blank.
         """
         frames, (table, spoken) = self.frames(states), self.tables(embedding)
         clips = []
@@ -125,10 +124,7 @@ class CtcAdapter(nn.Module):
                 rows = slice(segment.start, segment.end)
                 weights = 1.0 - blank[rows] + 1e-6
                 pooled.append((weights / weights.sum()) @ tokens[rows])
-            posterior = torch.stack(pooled)
-            if self.temperature != 1:
-                posterior = (posterior.clamp(min=1e-12).log() / self.temperature).softmax(-1)
-            clips.append(posterior.to(spoken.dtype) @ spoken)
+            clips.append(torch.stack(pooled).to(spoken.dtype) @ spoken)
         return clips
 
     @torch.no_grad()

@@ -21,8 +21,7 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
     in the checkpoint as `adapter.ctc_token_ids`. `ctc_letters` is the width of the rows that say how tokens are
     written (speechlm/letters.py), beside the embedding's, which say what they mean; 0 leaves them out.
     `ctc_speller_layers` counts the layers of the branch that hears letters first (speechlm/speller.py); 0 leaves it
-    out. A frame is dropped where P(blank) is at least `blank_threshold`. `ctc_temperature` below 1 sharpens the
-    posteriors of which positions are made (LegoSLM's softmax temperature); training does not depend on it.
+    out. A frame is dropped where P(blank) is at least `blank_threshold`.
     `audio_token_id` is the id of "<|audio|>"; it may lie beyond the LLM's embedding, which never sees it.
     `connector_only` marks a folder that holds encoder and adapter but no LLM.
     """
@@ -44,7 +43,6 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         ctc_letters: int = 0,
         ctc_speller_layers: int = 0,
         blank_threshold: float = 0.5,
-        ctc_temperature: float = 1.0,
         audio_token_id: int = 49152,
         connector_only: bool = False,
         **kwargs: Any,
@@ -73,7 +71,6 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         self.ctc_letters = ctc_letters
         self.ctc_speller_layers = ctc_speller_layers
         self.blank_threshold = blank_threshold
-        self.ctc_temperature = ctc_temperature
         self.audio_token_id = audio_token_id
         self.connector_only = connector_only
         super().__init__(**kwargs)

@@ -102,7 +102,6 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         adapter_type=config.adapter,
         ctc_letters=config.letters if tokens else 0,
         ctc_speller_layers=config.speller_layers if tokens else 0,
-        ctc_temperature=config.temperature,
         **{f"adapter_{name}": value for name, value in shape.items()},
     )
     known = Signatures.build(())
