@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from rbalign.data.signatures import Signatures
 from rbalign.report.pivot import Results
 from rbalign.report.tables import main_table, training_table, verdict
 
@@ -42,12 +43,17 @@ def section(name: str, results: dict) -> str:
 def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
     """What the shipped connector hears (benchmarks/hearing.py), beside the recogniser whose encoder it uses and, where
     it was measured, beside an MLP adapter that learned from the same speech."""
-    practice = counts["practice_sentences"]
-    more = f" and {practice:,} more that go round the LLM's vocabulary" if practice else ""
+    schools = [counts]
+    while "start" in schools[0]:
+        schools.insert(0, schools[0]["start"])
+    further = (
+        f" and {schools[-1]['speech_hours']:.0f} h by `rba run connect-letters` (dev/LOG.md)" if schools[1:] else ""
+    )
+    heard = len(Signatures.load(SHIPPED / "signatures.bin"))
     said = (
         f"The speech LLM that ships hears with a connector of {counts['parameters'] / 1e6:.0f} M parameters, trained "
-        f"by `rba run connect` on {counts['sentences'] - practice:,} self-written sentences{more} "
-        f"({counts['speech_hours']:.0f} h of hibari and Kokoro's train voices). It has never heard these:"
+        f"on {schools[0]['speech_hours']:.0f} h of hibari and Kokoro's train voices by `rba run connect`{further}. It "
+        f"has heard {heard:,} sentences that the LLM wrote or that go round its vocabulary, and never these:"
     )
     tiny = "whisper tiny.en"
     heldout, spliced = quality["heldout"], quality["spliced"]

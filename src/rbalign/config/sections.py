@@ -202,8 +202,8 @@ class ConnectConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.adapter == "mlp" and (self.letters or self.speller_layers or self.temperature != 1):
-            raise ValueError("letters, speller_layers and temperature belong to the ctc adapter, and this is mlp")
+        if self.adapter == "mlp" and (self.letters or self.speller_layers):
+            raise ValueError("letters and speller_layers belong to the ctc adapter, and this is mlp")
         if self.speller_layers and (self.stack % 2 or not self.letters):
             raise ValueError(f"a speller needs letters above 0 and an even stack, not {self.letters} and {self.stack}")
         if self.width % self.heads:

@@ -15,10 +15,11 @@ from rbalign.config.sections import ConnectConfig
 from rbalign.errors import DataError, UsageError
 from rbalign.keys import Key
 from rbalign.lm.templates import around_user, end_ids
+from rbalign.rundir.files import sha256_file
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.speechlm.adapters import CtcAdapter
-from rbalign.speechlm.connector import save_connector
+from rbalign.speechlm.connector import WEIGHTS, connector_folder, save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
 from rbalign.speechlm.policy import REPEAT
@@ -116,9 +117,11 @@ def train_connector(
 
 
 def _plan(clips: Clips, config: ConnectConfig, seed: int, epochs: int) -> list[list[Item]]:
-    """The batches of all epochs; of several, the first is easy. What goes on from a connector has its own order:
-    that one may have heard the first of these clips last."""
-    name = "connect-on" if config.start else "connect"
+    """The batches of all epochs; of several, the first is easy. What goes on from a connector has an order of its own:
+    cut short, it would else hear only what that one has heard."""
+    name = "connect"
+    if config.start is not None:
+        name += f"-after-{sha256_file(connector_folder(config.start) / WEIGHTS)}"
     keys = [Key(seed, name, update=epoch) for epoch in range(epochs)]
     easy = plan_easy(clips, keys.pop(0), config.seconds_per_batch) if epochs > 1 else []
     hard = [plan_epoch(clips, key, config.splice, config.augment, config.seconds_per_batch) for key in keys]
