@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -35,19 +36,10 @@ def test_a_connector_is_trained_and_used_by_alignment_and_evaluation(tmp_path: P
     assert 0 < counts["eval_wer"] <= 1.5
     assert len(Dataset.open(tmp_path / "connect" / "data").examples("train")) == 32
 
-    fewer = ["--synth.test", "2", "--eval.qa", "2", "--eval.bootstrap", "20", "--eval.limit", "2"]
-    rba(
-        "run",
-        "gap",
-        *fewer,
-        "--align.connector",
-        str(connector),
-        "--align.updates",
-        "0",
-        "--align.arms",
-        '["sft"]',
-        *runs,
-    )
+    recipe = tmp_path / "gap.toml"
+    packaged = resources.files("rbalign.recipes").joinpath("gap.toml").read_text()
+    recipe.write_text(f'{packaged}\n[align]\nconnector = "{connector}"\narms = ["sft"]\nupdates = 0\n')
+    rba("run", str(recipe), "--synth.test", "2", "--eval.qa", "2", "--eval.bootstrap", "20", *runs)
     results = json.loads((tmp_path / "gap" / "results.json").read_text())
     arms = {row["arm"] for row in results["rows"]}
     assert {"base", "text", "cascade", "self-cascade"} <= arms
