@@ -73,7 +73,7 @@ def test_arms_are_trained_saved_and_not_trained_again(tmp_path, opened):
         assert align.plan(run.recipe, run).rows == ()
         assert align.run(run.recipe, run) == outputs
     assert len(opened) == 1
-    final = arms.arm_folder(run, "sft", 0)
+    final = arms.final_folder(run, "sft", 0)
     about = json.loads((final / "arm.json").read_text())
     assert about["left_out"] == {"no answer": 1, f"answer over {CAP} tokens": 1, "no view": 1}
     assert about["examples"] == 3
@@ -81,7 +81,7 @@ def test_arms_are_trained_saved_and_not_trained_again(tmp_path, opened):
     assert [row["update"] for row in read_rows(run.path("arms", "sft-s0", "metrics.jsonl"))] == [1, 2]
     policy = tiny_policy(lora=None)
     for arm in ("sft", "rba-single"):
-        policy.load(arms.arm_folder(run, arm, 0))
+        policy.load(arms.final_folder(run, arm, 0))
         assert any("lora_B" in name and value.any() for name, value in policy.speech.named_parameters())
 
 
@@ -109,7 +109,7 @@ def test_an_arm_killed_inside_goes_on_and_ends_the_same(tmp_path, opened, monkey
                 assert [row.count for row in align.plan(run.recipe, run).rows] == [4, 1 + 1]
             align.run(run.recipe, run)
             policy = tiny_policy(lora=None)
-            policy.load(arms.arm_folder(run, "rba-single", 0))
+            policy.load(arms.final_folder(run, "rba-single", 0))
             weights[name] = {n: v.clone() for n, v in policy.speech.named_parameters() if "lora" in n}
     for key, value in weights["whole"].items():
         torch.testing.assert_close(value, weights["cut"][key], atol=1e-6, rtol=1e-5)
@@ -125,7 +125,7 @@ def test_the_update_whose_weights_were_chosen_is_told(tmp_path, opened, monkeypa
     with RunDir.open(tmp_path, recipe(arms=["sft"], updates=3, select_by="validation")) as run:
         write_data(run.path("data"))
         align.run(run.recipe, run)
-        assert json.loads((arms.arm_folder(run, "sft", 0) / "arm.json").read_text())["selected_update"] == 2
+        assert json.loads((arms.final_folder(run, "sft", 0) / "arm.json").read_text())["selected_update"] == 2
         assert arms.cost(run, "sft", 0)["selected_update"] == 2
         assert arms.cost(run, "sft", 0)["updates"] == 3
 
@@ -134,11 +134,11 @@ def test_seeds_are_different_runs_and_an_arm_does_not_depend_on_its_neighbours(t
     with RunDir.open(tmp_path / "both", recipe(seeds=[0, 1])) as run:
         write_data(run.path("data"))
         both = align.run(run.recipe, run)
-        beside = load_file(arms.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
+        beside = load_file(arms.final_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     with RunDir.open(tmp_path / "alone", recipe(arms=["rba-single"], seeds=[1])) as run:
         write_data(run.path("data"))
         align.run(run.recipe, run)
-        alone = load_file(arms.arm_folder(run, "rba-single", 1) / "adapter_model.safetensors")
+        alone = load_file(arms.final_folder(run, "rba-single", 1) / "adapter_model.safetensors")
     assert len(set(both.values())) == 4
     for name, value in alone.items():  # not bit for bit: clips that neighbours had encoded stood in other batches
         torch.testing.assert_close(value, beside[name], atol=1e-5, rtol=1e-4)
@@ -200,7 +200,7 @@ def test_a_matched_arm_spends_what_the_rba_arm_spent(tmp_path, opened):
         assert abs(matched["operations"] - rival["operations"]) <= 2 * one
         rows = list(read_rows(run.path("arms", "sft-matched-s0", "metrics.jsonl")))
         assert rows[-1]["update"] == matched["updates"]
-        assert json.loads((arms.arm_folder(run, "sft-matched", 0) / "arm.json").read_text())["arm"] == "sft-matched"
+        assert json.loads((arms.final_folder(run, "sft-matched", 0) / "arm.json").read_text())["arm"] == "sft-matched"
 
 
 def test_a_matched_arm_needs_what_it_matches():

@@ -55,7 +55,7 @@ def reopen_dying(folder, changes):
 
 
 def weights(run, arm):
-    return load_file(arms.arm_folder(run, arm, 0) / "adapter_model.safetensors")
+    return load_file(arms.final_folder(run, arm, 0) / "adapter_model.safetensors")
 
 
 def trained(folder, monkeypatch, opener=reopen, **changes):

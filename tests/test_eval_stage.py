@@ -24,7 +24,7 @@ from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.stages import align
 from rbalign.stages import eval as stage
 from rbalign.stages import score as score_stage
-from rbalign.stages.arms import arm_folder
+from rbalign.stages.arms import final_folder
 from rbalign.stages.chain import chain, settings
 from rbalign.types import Example, View, ViewSpec
 
@@ -90,7 +90,7 @@ def run(tmp_path, recipe, monkeypatch):
         with_noise = np.random.default_rng(seed)
         for value in policy.trainable().values():
             value.data += 0.5 * value.data.new_tensor(with_noise.normal(size=value.shape))
-        policy.save(arm_folder(opened, arm, 0))
+        policy.save(final_folder(opened, arm, 0))
     monkeypatch.setattr(stage, "build_embedder", lambda name: Letters() if name == "minilm" else missing(name))
     monkeypatch.setattr("rbalign.stages.policy.open_policy", lambda recipe, run: new_policy())
     monkeypatch.setattr("rbalign.stages.answering.whisper", lambda: lambda views: ["what is tea" for _ in views])
@@ -172,7 +172,7 @@ def test_arms_differ_base_is_untouched_and_text_is_the_plain_llm(run, recipe):
 def test_base_on_a_loaded_arm_is_still_base(run, recipe):
     stage.run(recipe, run)
     policy = new_policy()
-    policy.load(arm_folder(run, "sft", 0))
+    policy.load(final_folder(run, "sft", 0))
     items = every_view([example(0)], by_example(view(0, v) for v in range(3)))
     found = answerers.SpeechAnswerer(policy, policy.params(0.7, 1.0, 6), recipe.seed, base=True).answer(items)
     assert [list(answer.ids) for answer in found] == [rows(run, "base", "open")[item.id]["ids"] for item in items]

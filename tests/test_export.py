@@ -21,7 +21,7 @@ from rbalign.speechlm import RbaSpeechForConditionalGeneration
 from rbalign.speechlm.configuration import AUDIO_TOKEN
 from rbalign.speechlm.connector import new_model, save_connector
 from rbalign.speechlm.policy import SpeechPolicy
-from rbalign.stages.arms import arm_folder
+from rbalign.stages.arms import final_folder
 from rbalign.stages.export import export
 from rbalign.stages.policy import open_policy
 from rbalign.types import Example, View, ViewSpec
@@ -39,9 +39,9 @@ def save_arm(run, arm, seed, policy, scale=0.3):
     noise = np.random.default_rng(seed)
     for value in policy.trainable().values():
         value.data += scale * value.data.new_tensor(noise.normal(size=value.shape))
-    policy.save(arm_folder(run, arm, seed))
+    policy.save(final_folder(run, arm, seed))
     about = {"arm": arm, "seed": seed, "updates": 2, "examples": 3, "views": 12}
-    (arm_folder(run, arm, seed) / "arm.json").write_text(json.dumps(about))
+    (final_folder(run, arm, seed) / "arm.json").write_text(json.dumps(about))
 
 
 def write_data(folder):
@@ -187,7 +187,7 @@ def test_any_causal_lm_becomes_a_speech_llm_and_is_exported(tmp_path, monkeypatc
         save_arm(run, "sft", 0, open_policy(recipe, run, lora=LORA))
     assert rba("export", "runs/mine", "sft", "out") == 0
     policy = open_policy(recipe, run)
-    policy.load(arm_folder(run, "sft", 0))
+    policy.load(final_folder(run, "sft", 0))
     assert type(policy.lm).__name__ == "Qwen2ForCausalLM"
     assert_same_model(tmp_path / "out", policy, CLIPS)
     assert "| language model | my-model | see where it came from |" in (tmp_path / "out" / "README.md").read_text()
@@ -206,5 +206,5 @@ def test_the_embedded_model_exported(tmp_path, assets_folder):
         save_arm(run, "sft", 0, open_policy(recipe, run, lora=recipe.align.lora), scale=3e-3)
     export(run, "sft", tmp_path / "out")
     policy = open_policy(recipe, run)
-    policy.load(arm_folder(run, "sft", 0))
+    policy.load(final_folder(run, "sft", 0))
     assert_same_model(tmp_path / "out", policy, views, tokens=12)

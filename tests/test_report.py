@@ -163,6 +163,16 @@ def test_a_verdict_says_what_hearing_costs_in_answers():
     assert tables._questions_kept(Results({"rows": []})) == []
 
 
+@pytest.mark.parametrize(("metric", "embedder"), [("wordllama", "wordllama"), ("similarity", "minilm")])
+def test_the_main_table_shows_the_sides_of_the_similarity_that_there_is(metric, embedder):
+    sides = [("open-text", metric), ("open", f"{metric}/worst-voice"), ("open", f"consistency:{embedder}/headline")]
+    rows = [
+        {"arm": "base", "seed": 0, "task": task, "metric": name, "value": 0.5}
+        for task, name in [("open", metric), *sides]
+    ]
+    assert Results({"rows": rows}).columns() == [("open", metric), *sides]
+
+
 def test_a_verdict_does_not_claim_what_is_open():
     row = {"metric": "chrf", "difference": 0.05, "ci_low": 0.01, "ci_high": 0.09, "p_holm": 0.06}
     line = tables._sentence("sft", "base", [row])

@@ -28,17 +28,8 @@ LABELS = {
 TABLE_ORDER = tuple(LABELS)
 READING = "open-text"
 """The task in which an arm reads what it otherwise hears: what alignment gave reading did not close the gap."""
-FACETS = {
-    pair: f"{what} ({short})"
-    for metric, short in (("wordllama", "WordLlama"), ("similarity", "MiniLM"))
-    for pair, what in (
-        ((READING, metric), "own reading"),
-        (("open-wrong-audio", metric), "wrong audio"),
-        (("open", f"{metric}/worst-voice"), "worst voice"),
-        (("open", f"consistency:{metric}/headline"), "consistency"),
-    )
-}
-"""(task, metric) -> label: sides of the first similarity that results have, which the main table shows, too."""
+SIMILARITIES = {"wordllama": ("wordllama", "WordLlama"), "similarity": ("minilm", "MiniLM")}
+"""Metrics that are a cosine -> their embedder, in consistency's names and for people; nobody's reward first."""
 HEADLINES = ("chrf", "wordllama", "qa")
 LOWER_IS_BETTER = {"nll", "wer", "flip-rate"}
 
@@ -83,17 +74,34 @@ class Results:
             return self.find("text", metric, "open")
         return self.find(arm, metric, task)
 
+    def similarity(self) -> str | None:
+        """The first similarity that open answers were measured with."""
+        return next((metric for metric in SIMILARITIES if any(r["task"] == "open" for r in self._all(metric))), None)
+
+    def facets(self) -> dict[tuple[str, str], str]:
+        """(task, metric) -> label: sides of the similarity that the main table shows, too."""
+        metric = self.similarity()
+        if metric is None:
+            return {}
+        embedder, short = SIMILARITIES[metric]
+        sides = {
+            (READING, metric): "own reading",
+            ("open-wrong-audio", metric): "wrong audio",
+            ("open", f"{metric}/worst-voice"): "worst voice",
+            ("open", f"consistency:{embedder}/headline"): "consistency",
+        }
+        present = {(row["task"], row["metric"]) for row in self.rows}
+        return {pair: f"{what} ({short})" for pair, what in sides.items() if pair in present}
+
     def columns(self) -> list[tuple[str, str]]:
-        """(task, metric) of the main table's columns, headlines first, sides of the first similarity last."""
+        """(task, metric) of the main table's columns, headlines first, sides of the similarity last."""
         present = {(row["task"], row["metric"]) for row in self.rows}
         # Length, cuts and failures of open answers stand for all; the same columns of qa would repeat them.
         order = [(t, m) for m in TABLE_ORDER for t in ("open", "qa", "nll") if (t, m) in present]
         seen: set[str] = set()
         kept = [(t, m) for t, m in order if not (m in seen or seen.add(m))]  # type: ignore[func-returns-value]
         quiet = {("open", "failed")} if not any(row["value"] for row in self._all("failed")) else set()
-        similarity = next((m for _, m in kept if m in ("wordllama", "similarity")), None)
-        facets = [pair for pair in FACETS if pair in present and similarity in pair[1].replace(":", "/").split("/")]
-        return [pair for pair in kept if pair not in quiet] + facets
+        return [pair for pair in kept if pair not in quiet] + list(self.facets())
 
     def _all(self, metric: str) -> list[Row]:
         return [row for row in self.rows if row["metric"] == metric]
@@ -119,7 +127,7 @@ def label(metric: str) -> str:
 
 def digits(metric: str) -> int:
     """Digits after the point."""
-    return 1 if metric == "tokens" else 3
+    return {"tokens": 1, "updates": 0}.get(metric, 3)
 
 
 def show(value: float | None, metric: str = "") -> str:

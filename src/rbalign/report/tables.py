@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rbalign.report.charts import colour
-from rbalign.report.pivot import FACETS, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
+from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
 
 NEUTRAL = {"tokens", "truncated", "surprisal", "echo", "failed"}
 
@@ -28,7 +28,7 @@ def cell(row: Row | None, metric: str = "") -> dict[str, Any]:
 
 def main_table(results: Results) -> dict[str, Any]:
     """Every arm and reference under every pooled metric."""
-    columns, lines = results.columns(), []
+    columns, facets, lines = results.columns(), results.facets(), []
     best = {column: _best(results, *column) for column in columns}
     for arm in results.arms():
         cells = []
@@ -48,7 +48,7 @@ def main_table(results: Results) -> dict[str, Any]:
         )
     heads = [
         {
-            "label": FACETS.get((task, metric)) or label(metric),
+            "label": facets.get((task, metric)) or label(metric),
             "headline": task in ("open", "qa") and metric in HEADLINES,
             "hint": _hint(task, metric),
         }
@@ -180,14 +180,14 @@ def _questions_kept(results: Results) -> list[dict[str, str]]:
 
 def _reading_gained(results: Results) -> list[dict[str, str]]:
     """What alignment gave the arms' own reading: a gain there is no narrower gap between hearing and reading."""
-    pairs = {(row["a"], row["metric"]): row for row in results.comparisons if row["b"] == "text"}
-    for metric in ("wordllama", "similarity"):
-        own = {arm: pairs.get((f"{arm}-text", metric)) for arm in results.trained()}
-        gains = [f"{arm} {_signed(row)}" for arm, row in own.items() if row and row["difference"] is not None]
-        if gains:
-            words = f"{label(metric)} of each arm on text, against the text LLM: {', '.join(gains)}."
-            return [{"kind": "plain", "text": f"Reading changed, too. {words[0].upper()}{words[1:]}"}]
-    return []
+    metric = results.similarity()
+    pairs = {row["a"]: row for row in results.comparisons if (row["b"], row["metric"]) == ("text", metric)}
+    own = {arm: pairs.get(f"{arm}-text") for arm in results.trained()}
+    gains = [f"{arm} {_signed(row)}" for arm, row in own.items() if row and row["difference"] is not None]
+    if metric is None or not gains:
+        return []
+    words = f"{label(metric)} of each arm on text, against the text LLM: {', '.join(gains)}."
+    return [{"kind": "plain", "text": f"Reading changed, too. {words[0].upper()}{words[1:]}"}]
 
 
 def _percent(row: Row) -> str:
@@ -230,7 +230,7 @@ def training_table(results: Results) -> list[dict[str, str]]:
             "arm": row["arm"],
             "seed": str(row["seed"]),
             "updates": str(row["updates"]),
-            "selected": str(row.get("selected_update") or row["updates"]),
+            "selected": show(row.get("selected_update"), "updates"),
             "operations": f"{row['operations'] / 1e12:.1f}",
             "minutes": f"{row['seconds'] / 60:.1f}",
         }

@@ -29,6 +29,11 @@ def workers_that_fit(asked: int, bytes_each: int) -> int:
     return max(1, min(os.cpu_count() or 1, memory // 2 // bytes_each))
 
 
+def threads_each(workers: int) -> int:
+    """Each worker's equal share of the machine's cores."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
 @contextmanager
 def worker_pool(workers: int, threads: int = 1) -> Iterator[ProcessPoolExecutor]:
     """A pool to `submit` to; processes start with the first job, and end with the block whatever they are doing."""

@@ -19,7 +19,7 @@ from rbalign.data.dataset import Dataset
 from rbalign.errors import UsageError
 from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
-from rbalign.stages.arms import Job, align_config, cost, training, updates_done
+from rbalign.stages.arms import Job, align_config, arm_folder, arm_name, cost, training, updates_done
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
 
@@ -40,10 +40,10 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     views = sum(rule.per_example * rule.fraction for rule in rules) or 4
     rows = []
     for arm in config.arms:
-        seeds = [seed for seed in config.seeds if run.outputs(f"align/{arm}-s{seed}") is None]
+        seeds = [seed for seed in config.seeds if run.outputs(_stage(arm, seed)) is None]
         if seeds:
             wanted = round(config.updates * (RBA_OPERATIONS[objective(arm)] if arm.endswith(MATCHED) else 1))
-            updates = sum(wanted - updates_done(run.path("arms", f"{arm}-s{seed}")) for seed in seeds)
+            updates = sum(wanted - updates_done(arm_folder(run, arm, seed)) for seed in seeds)
             seconds = _seconds(config, arm, updates, views)
             rows.append(PlanRow(f"updates of {arm}", updates, seconds, BYTES_PER_ARM * len(seeds)))
     return Plan(tuple(rows))
@@ -96,12 +96,16 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
                 if arm.endswith(MATCHED) == matched:
                     job = Job(arm, seed, _updates(config, run, arm, seed))
                     section = _arm_settings(recipe, job)
-                    handles[job] = run.stage(f"align/{arm}-s{seed}", section, outside)
+                    handles[job] = run.stage(_stage(arm, seed), section, outside)
             todo = [job for job, handle in handles.items() if not handle.done]
             for job, weights in train(sorted(todo, key=lambda job: -_seconds(config, job.arm, job.updates))):
                 handles[job].finish({"arm": weights})
-    names = [f"{arm}-s{seed}" for arm, seed in product(config.arms, config.seeds)]
-    return {name: (run.outputs(f"align/{name}") or {})["arm"] for name in names}
+    every = product(config.arms, config.seeds)
+    return {arm_name(*one): (run.outputs(_stage(*one)) or {})["arm"] for one in every}
+
+
+def _stage(arm: str, seed: int) -> str:
+    return f"align/{arm_name(arm, seed)}"
 
 
 def _seconds(config: AlignConfig, arm: str, updates: int, views: float = 4.0) -> float:

@@ -23,8 +23,8 @@ from rbalign.eval.collect import AnswerBatches, Answered, Answerer, Batch, answe
 from rbalign.eval.items import Item, wrong_audio
 from rbalign.eval.schedule import Spoken, Work
 from rbalign.rundir.run import RunDir
-from rbalign.rundir.workers import worker_pool
-from rbalign.stages.arms import arm_folder
+from rbalign.rundir.workers import threads_each, worker_pool
+from rbalign.stages.arms import arm_name, final_folder
 
 if TYPE_CHECKING:
     from rbalign.speechlm.policy import SpeechPolicy
@@ -62,7 +62,7 @@ class Answering:
         if self._last is None or self._last[0] is not work:
             arm, seed = subject_and_seed(work.folder, self.recipe)
             if seed is not None and self._weights != work.folder:
-                self.policy.load(arm_folder(self.run, arm, seed))
+                self.policy.load(final_folder(self.run, arm, seed))
                 self._weights = work.folder
             self._last = work, self._new(work, base=seed is None)
         return self._last[1]
@@ -99,7 +99,7 @@ class Answering:
 def arm_folders(recipe: Recipe) -> list[str]:
     """Folder names of the trained arms."""
     align = recipe.align
-    return [f"{arm}-s{seed}" for arm in align.arms for seed in align.seeds] if align else []
+    return [arm_name(arm, seed) for arm in align.arms for seed in align.seeds] if align else []
 
 
 def subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
@@ -144,7 +144,7 @@ def answering(
     if workers == 1:
         yield lambda _, work: in_turn(here().answerer(work))
         return
-    with worker_pool(workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
+    with worker_pool(workers, threads_each(workers)) as pool:
         yield lambda number, _: _in_pool(pool, reopen, number, IN_FLIGHT * workers)
 
 

@@ -1,7 +1,7 @@
 """Who trains the arms of `rba align`: this process one after the other, or several processes side by side.
 
 Sampling is some 400 small products a token, and two threads that meet after each of them are hardly faster than one.
-Arms depend on nothing but their own start, so each core may train its own: dev/LOG.md has the numbers.
+Arms depend on nothing but their own start, so each core may train its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rbalign.rundir.files import atomic_write, sha256_file, stable_hash
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
-from rbalign.rundir.workers import worker_pool, workers_that_fit
+from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
 from rbalign.voices.bank import VoiceBank
@@ -61,20 +61,26 @@ def align_config(recipe: Recipe) -> AlignConfig:
     return recipe.align
 
 
+def arm_name(arm: str, seed: int) -> str:
+    """An arm with its seed, as folders, stages and `--arm` name it."""
+    return f"{arm}-s{seed}"
+
+
 def arm_folder(run: RunDir, arm: str, seed: int) -> Path:
+    """Where an arm's journals, checkpoints and final weights are."""
+    return run.path("arms", arm_name(arm, seed))
+
+
+def final_folder(run: RunDir, arm: str, seed: int) -> Path:
     """Where an arm's final weights are: what `SpeechPolicy.load` takes."""
-    return run.path("arms", f"{arm}-s{seed}", "final")
-
-
-def _folder(run: RunDir, job: Job) -> Path:
-    return run.path("arms", f"{job.arm}-s{job.seed}")
+    return arm_folder(run, arm, seed) / "final"
 
 
 def cost(run: RunDir, arm: str, seed: int) -> dict[str, Any]:
     """What training an arm took: updates, counted operations of the language model's matrix products, wall seconds;
     and the update whose weights were kept, None if it is not finished or was trained before that was noted."""
-    rows = list(read_rows(run.path("arms", f"{arm}-s{seed}", "metrics.jsonl")))
-    about = arm_folder(run, arm, seed) / "arm.json"
+    rows = list(read_rows(arm_folder(run, arm, seed) / "metrics.jsonl"))
+    about = final_folder(run, arm, seed) / "arm.json"
     return {
         "arm": arm,
         "seed": seed,
@@ -129,7 +135,7 @@ class Arms:
             objective(arm),
             self.config.model_copy(update={"updates": updates}),
             self.items,
-            _folder(self.run, job),
+            arm_folder(self.run, arm, seed),
             seed=arm_seed,
             scorer=self.scorer if "scores" in needs(self.config.mixture(arm)) else None,
             validation=self.validation,
@@ -137,7 +143,7 @@ class Arms:
         )
         if updates:
             trainer.fit()
-        final = arm_folder(self.run, arm, seed)
+        final = final_folder(self.run, arm, seed)
         self.policy.save(final)
         best = trainer.state.best_global_step if self.config.select_by == "validation" else None
         about: dict[str, Any] = {"arm": arm, "seed": seed, "updates": updates, "selected_update": best or updates}
@@ -207,13 +213,13 @@ def training(recipe: Recipe, run: RunDir, reopen: Callable[[], Arms] | None = No
     if workers == 1:
         yield partial(_in_turn, run, cache(reopen))
         return
-    with worker_pool(workers, max(1, (os.cpu_count() or 1) // workers)) as pool:
+    with worker_pool(workers, threads_each(workers)) as pool:
         yield partial(_side_by_side, run, pool, reopen)
 
 
 def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
     for job in jobs:
-        done = updates_done(_folder(run, job))
+        done = updates_done(arm_folder(run, job.arm, job.seed))
         with progress(job.updates, f"align {job.arm} seed {job.seed}", done, "updates") as advance:
             weights = arms().train(job, advance)
         yield job, weights
@@ -223,13 +229,14 @@ def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequ
     if not jobs:
         return
     flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
-    shown = sum(updates_done(_folder(run, job)) for job in jobs)
-    label = "align " + ", ".join(f"{job.arm}-s{job.seed}" for job in jobs)
+    folders = [arm_folder(run, job.arm, job.seed) for job in jobs]
+    shown = sum(map(updates_done, folders))
+    label = "align " + ", ".join(folder.name for folder in folders)
     try:
         with progress(sum(job.updates for job in jobs), label, shown, "updates") as advance:
             while flying:
                 ended, _ = wait(flying, WATCH_SECONDS, FIRST_COMPLETED)
-                written = sum(_updates_written(_folder(run, job)) for job in jobs)
+                written = sum(map(_updates_written, folders))
                 if written > shown:
                     advance(written - shown)
                     shown = written

@@ -21,6 +21,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import atomic_write, sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.policy import heard_by
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.synth.vocabulary import SOURCE
 from rbalign.types import Split
@@ -107,7 +108,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     known = Signatures.build(())
     if config.start is not None:
         start_from(model, config.start)
-        known = Signatures.load(connector_folder(config.start) / SIGNATURES)
+        known = heard_by(connector_folder(config.start))
     folder = run.path("connect")
     counts = train_connector(model, lm.tokenizer, train, validation, config, recipe.seed, folder)
     connector = folder / "connector"
