@@ -19,6 +19,7 @@ from rbalign.eval.collect import Answered, collect, in_turn
 from rbalign.eval.items import Item, by_example, chosen_view, every_view, repeats, wrong_audio
 from rbalign.eval.schedule import Spoken, arm_work, reference_work
 from rbalign.eval.score import load_rows, word_errors
+from rbalign.rundir.journal import count_lines
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.stages import align
@@ -66,7 +67,7 @@ def recipe():
     return Recipe.model_validate(
         {
             "name": "tiny",
-            "synth": {"train": 0, "validation": 0, "test": 4},
+            "synth": {"train": 0, "validation": 0, "test": 4, "views": [{"voices": "kokoro", "per_example": 3}]},
             "align": {"arms": ("sft", "rba-group"), "seeds": (0,), "lora": LORA},
             "eval": {
                 "sampling": {"temperature": 0.7, "max_new_tokens": 6},
@@ -138,6 +139,23 @@ def test_the_stage_writes_every_task_and_the_results(run, recipe):
     assert group["optimised"]
     text_side = {row["task"] for row in results["rows"] if row["arm"] == "sft"}
     assert {"open", "open-text", "open-wrong-audio", "nll"} <= text_side
+
+
+def test_the_plan_counts_what_the_stage_writes_and_then_nothing(run, recipe):
+    planned = {row.what: row.count for row in stage.plan(recipe, run).rows}
+    stage.run(recipe, run)
+    written = {path: count_lines(path) for path in run.path("eval").glob("*/*.jsonl")}
+    assert planned.pop("scores") == sum(count for path, count in written.items() if ".scores" in path.name)
+    assert planned == {
+        "answers to speech": 3 * (12 + 4 * (recipe.eval.consistency_samples - 1)),
+        "answers to another item's audio": 3 * 4,
+        "answers to text": written[run.path("eval", "text", "open.jsonl")] + 2 * 4,
+        "answers to what the model heard": written[run.path("eval", "self-cascade", "open.jsonl")],
+        "answers to what Whisper heard": 4,
+        "losses of y_ref on speech": 3 * 12,
+        "losses of y_ref on text": 4,
+    }
+    assert stage.plan(recipe, run).rows == ()
 
 
 def test_resumed_equals_uninterrupted(run, recipe):

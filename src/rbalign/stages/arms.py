@@ -26,7 +26,7 @@ from rbalign.data.dataset import Dataset
 from rbalign.errors import RunError, UsageError
 from rbalign.keys import Key
 from rbalign.rundir.files import atomic_write, sha256_file, stable_hash
-from rbalign.rundir.journal import read_rows
+from rbalign.rundir.journal import count_lines, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
@@ -230,13 +230,14 @@ def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequ
         return
     flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
     folders = [arm_folder(run, job.arm, job.seed) for job in jobs]
+    journals = [folder / "metrics.jsonl" for folder in folders]
     shown = sum(map(updates_done, folders))
     label = "align " + ", ".join(folder.name for folder in folders)
     try:
         with progress(sum(job.updates for job in jobs), label, shown, "updates") as advance:
             while flying:
                 ended, _ = wait(flying, WATCH_SECONDS, FIRST_COMPLETED)
-                written = sum(map(_updates_written, folders))
+                written = sum(map(count_lines, journals))
                 if written > shown:
                     advance(written - shown)
                     shown = written
@@ -246,12 +247,6 @@ def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequ
             "a training process died, which mostly means that memory ran out",
             "start again with --align.workers 1: each arm goes on from its last checkpoint",
         ) from error
-
-
-def _updates_written(folder: Path) -> int:
-    """Rows of an arm's journal of updates, which another process writes."""
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 _opened: list[Arms] = []

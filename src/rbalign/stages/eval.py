@@ -36,41 +36,18 @@ from rbalign.scorers.qa import PROTOCOL
 from rbalign.scorers.similarity import Embedder, build_embedder
 from rbalign.stages.answering import WORKER_BYTES, Answering, answering, arm_folders, decoding, subject_and_seed
 from rbalign.stages.arms import cost
-from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.base import Plan
+from rbalign.stages.eval_plan import plan_of
 from rbalign.stages.policy import connector_of, heard_by
 from rbalign.types import Example, Split
 
 SHARD = 64
 """Questions' clips in a shard: a minute of speaking to lose in a crash."""
-SECONDS = {"speech": 0.09, "text": 0.08, "loss": 0.09}
-"""Wall seconds of one answer of about 30 tokens, by two processes on two cores, embedded models, encoder included."""
-SECONDS_PER_CLIP = 1.1
-READERS = {"text", "self-cascade"}
-"""References that answer as often as an arm."""
-SECONDS_PER_SCORE = 0.08
-BYTES_PER_ANSWER, BYTES_PER_SCORE, BYTES_PER_CLIP = 1_500, 400, 65_000
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
-    """What is to answer and to score, as if nothing were there yet. Estimates for two cores and the embedded models."""
-    config = _config(recipe)
-    wanted = recipe.synth.test if recipe.synth and config.split == "test" else 0
-    wanted = wanted or (recipe.synth.validation if recipe.synth else 0)
-    instructions = min(wanted, config.limit or wanted)
-    views = sum(rule.per_example for rule in recipe.synth.views) if recipe.synth else 4
-    several, repeated = instructions * views, instructions * (config.consistency_samples - 1)
-    subjects = 1 + len(arm_folders(recipe))
-    full = several + repeated + instructions
-    scored = (subjects + len(READERS.intersection(config.references))) * full
-    rows = [
-        PlanRow("speak questions", config.qa * qa.VIEWS_PER_QUESTION, config.qa * SECONDS_PER_CLIP),
-        PlanRow("answers of base and arms", subjects * full, subjects * full * SECONDS["speech"]),
-        PlanRow("answers to questions", subjects * 3 * config.qa, subjects * 3 * config.qa * SECONDS["speech"]),
-        PlanRow("answers of references", 2 * full + instructions, (2 * full) * SECONDS["text"] + instructions * 0.9),
-        PlanRow("losses on y_ref", subjects * several, subjects * several * SECONDS["loss"]),
-        PlanRow("scores", scored, scored * SECONDS_PER_SCORE, scored * BYTES_PER_ANSWER),
-    ]
-    return Plan(tuple(row for row in rows if row.count))
+    """Answers and scores that are not there yet."""
+    return plan_of(recipe, _config(recipe), run)
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:

@@ -9,7 +9,8 @@ from rbalign.config.recipe import Recipe
 from rbalign.errors import DataError, RunError
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
-from rbalign.stages.eval import BYTES_PER_SCORE, SECONDS_PER_SCORE, Evaluation
+from rbalign.stages.eval import Evaluation
+from rbalign.stages.eval_plan import BYTES_PER_SCORE, SECONDS_PER_SCORE
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
