@@ -24,6 +24,7 @@ from rbalign.text.speakable import speakability
         "What's a good name for my iPhone app?",
         "Should I class this as work?",
         "import taxes: how do they work?",
+        "Question: what is the capital of Peru?",
     ],
 )
 def test_what_people_say_passes(text):
@@ -57,6 +58,8 @@ def test_what_people_say_passes(text):
         ("A triangle has sides a = 3 and b = 4", "mathematics"),
         ("Dear [Your Name], thanks", "placeholder"),
         ("My name is ____ and I live here", "placeholder"),
+        ("Ryan: Do you know where he lives? Enrique: In Spain", "dialogue"),
+        ("Toby: Are there closed books?\nNick: Yes, there are.", "dialogue"),
         ("- one\n- two\n- three\n- four\n- five\n- six\n- seven", "long list"),
         ("Pack:\n- clothes\n  - socks\n- food", "nested list"),
         ("What is 123456789012 times two?", "digits"),

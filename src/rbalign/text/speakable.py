@@ -44,6 +44,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         r"|(?<![\w'])[xyz]\s[-+*/<>]\s",
     ),
     "placeholder": re.compile(r"\[[^\]\n]*\]|\{[^}\n]*\}|_{2,}|<[^<>\n]+>|\bX{3,}\b|\.{4,}"),
+    # Two turns with their speakers' names, as a script has them: one voice cannot say who speaks.
+    "dialogue": re.compile(r"(?:(?:^|[.!?\"”]\s+|\n)[A-Z]\w+(?: [A-Z]\w+)?:\s.*?){2,}", re.DOTALL),
     "emphasis": re.compile(r"(?:\b[A-Z]{4,}\b\W+){3,}|[!?]{3,}"),
 }
 _ITEM = re.compile(r"^(?P<indent>[ \t]*)(?:[-*•+]|\(?\d{1,2}[.)]|\(?[a-zA-Z][.)])\s+\S", re.MULTILINE)
@@ -53,8 +55,8 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"”’')\]]*\s+|\n+")
 def speakability(text: str) -> list[str]:
     """Reasons why a text cannot be said aloud, as short names that can be counted; [] = it can.
 
-    empty, too long, long sentence, script, code, markdown, table, url, mathematics, placeholder, emphasis,
-    long list, nested list, digits, symbols.
+    empty, too long, long sentence, script, code, markdown, table, url, mathematics, placeholder, dialogue,
+    emphasis, long list, nested list, digits, symbols.
     """
     if not any(character.isalpha() for character in text):
         return ["empty"]
