@@ -13,7 +13,8 @@ import time
 from contextlib import closing
 from itertools import count
 
-from rbalign.config.sections import SynthConfig, TeacherConfig
+from rbalign.config.sections import TeacherConfig
+from rbalign.config.synth import SynthConfig
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.write import write_many
 

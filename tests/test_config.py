@@ -90,6 +90,23 @@ def test_a_table_keeps_the_defaults_of_the_keys_that_it_leaves_out(recipe_file) 
     assert recipe.align.args == {"learning_rate": 2e-4, "warmup_steps": 3}
 
 
+def test_a_range_of_temperatures_can_be_given_and_must_rise() -> None:
+    recipe = load_recipe("smoke", ["--synth.instruction.temperature", "[1.0, 1.2]", "--synth.instruction.top_p", "1.0"])
+    assert recipe.synth is not None
+    assert (recipe.synth.instruction.temperature, recipe.synth.instruction.top_p) == ((1.0, 1.2), 1.0)
+    assert "write [1, 1.2]" in refusal("smoke", "--synth.instruction.temperature", "[1.2, 1.0]")
+    assert "[0.0, 1.0]" in refusal("smoke", "--synth.instruction.temperature", "[0.0, 1.0]")
+
+
+def test_domains_have_names_of_their_own_and_the_only_system_prompts(recipe_file) -> None:
+    two = "name = 'x'\n[synth]\n{}domains = [{{name = 'a', system = 'A.'}}, {{name = '{}', weight = 2}}]\n"
+    recipe = load_recipe(recipe_file(two.format("", "b")), [])
+    assert recipe.synth is not None
+    assert [domain.weight for domain in recipe.synth.domains] == [1.0, 2.0]
+    assert "name each domain once" in refusal(recipe_file(two.format("", "a")))
+    assert "its own system prompt" in refusal(recipe_file(two.format("system = 'S.'\n", "b")))
+
+
 def test_the_reference_page_is_current() -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run(

@@ -10,7 +10,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rbalign.keys import Key, uniforms
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logprobs
-from rbalign.lm.sampler import GenerateSampler, Prompts, SamplingParams, draw
+from rbalign.lm.sampler import (
+    TEMPERATURE_AT,
+    TOP_P_AT,
+    GenerateSampler,
+    Prompts,
+    SamplingParams,
+    draw,
+    flat_keys,
+    own_levels,
+)
 from rbalign.types import StopReason
 
 STOPS = (1,)
@@ -53,6 +62,24 @@ def test_both_samplers_draw_the_same(tiny_llama, temperature, shared):
         assert a.ids.tolist() == b.ids.tolist()
         assert a.stop == b.stop
         torch.testing.assert_close(a.logprobs, b.logprobs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", [FusedSampler, GenerateSampler])
+def test_each_row_draws_its_own_temperature_and_top_p_from_a_range(tiny_llama, sampler):
+    p, k = prompts([3, 9, 1, 6]), keys(4, samples=3)
+    digests = flat_keys(k)[1]
+    drawn = [own_levels(level, digests, at) for level, at in (((0.3, 3.0), TEMPERATURE_AT), ((0.5, 0.9), TOP_P_AT))]
+    assert all(len(set(levels)) == 12 for levels in drawn)
+    assert [drawn[0].min() >= 0.3, drawn[0].max() <= 3.0, drawn[1].min() >= 0.5, drawn[1].max() <= 0.9] == [True] * 4
+    together = flat(sampler(tiny_llama).sample(p, SamplingParams(12, (0.3, 3.0), (0.5, 0.9), STOPS), k))
+    for place, (temperature, top_p) in enumerate(zip(*drawn, strict=True)):
+        row, own = divmod(place, 3)
+        alone = Prompts([p.rows[row]], p.shared)
+        params = SamplingParams(12, float(temperature), float(top_p), STOPS)
+        assert (
+            sampler(tiny_llama).sample(alone, params, [[k[row][own]]])[0][0].ids.tolist()
+            == together[place].ids.tolist()
+        )
 
 
 @pytest.mark.parametrize("sampler", [FusedSampler, GenerateSampler])

@@ -13,7 +13,8 @@ from loopback import Loopback, chat, clip, completion, status
 from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
 from rbalign.config.load import dump_recipe, load_recipe
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import AlignConfig, SynthConfig, TeacherConfig, ViewPlan
+from rbalign.config.sections import AlignConfig, TeacherConfig
+from rbalign.config.synth import SynthConfig, ViewPlan
 from rbalign.data.dataset import Dataset
 from rbalign.errors import RunError, UsageError
 from rbalign.rundir.journal import read_rows

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from tiny import tiny_tokenizer
 
 from rbalign.config.endpoints import TeacherEndpoint
-from rbalign.config.sections import FilterConfig, SynthConfig, TeacherConfig
+from rbalign.config.sections import TeacherConfig
+from rbalign.config.synth import FilterConfig, SynthConfig
 from rbalign.errors import ServiceError, UsageError
 from rbalign.keys import Key
 from rbalign.lm.templates import around_user
@@ -74,15 +75,15 @@ def test_a_cloud_that_wants_other_fields_gets_them():
 def test_instructions_continue_the_literal_prefix():
     with Loopback(lambda asked: completion(f"  text {asked.body['seed']} ")) as server:
         teacher = literal(server, stop=("<|im_end|>",))
-        said = teacher.write_instructions(KEYS, teacher.params(1.0, 0.99, 48))
+        said = teacher.write_instructions(KEYS, teacher.params(1.0, 0.99, 48), [None] * len(KEYS))
         assert [w.text for w in said] == [f"text {key.digest() >> 11}" for key in KEYS]
         body = server.asked[0].body
         assert (server.asked[0].path, body["prompt"], body["stop"]) == ("/v1/completions", PREFIX, ["<|im_end|>"])
         assert (body["temperature"], body["top_p"], body["max_tokens"]) == (1.0, 0.99, 48)
         with pytest.raises(UsageError, match="system needs a place"):
-            teacher.write_instructions(KEYS, teacher.params(1.0, 1.0, 8), "A cooking domain.")
+            teacher.write_instructions(KEYS, teacher.params(1.0, 1.0, 8), ["A cooking domain."] * len(KEYS))
         placed = teacher_of(server, can=("continue",), pre_query="[S]{system}[U]")
-        placed.write_instructions(KEYS[:1], placed.params(1.0, 1.0, 8), "Cook.")
+        placed.write_instructions(KEYS[:1], placed.params(1.0, 1.0, 8), ["Cook."])
         assert server.asked[-1].body["prompt"] == "[S]Cook.[U]"
 
 
@@ -90,7 +91,7 @@ def test_instructions_continue_the_templates_ids():
     tokenizer = tiny_tokenizer()
     with Loopback(lambda asked: completion()) as server:
         teacher = with_template(server)
-        teacher.write_instructions(KEYS[:1], teacher.params(1.0, 1.0, 8), "A domain.")
+        teacher.write_instructions(KEYS[:1], teacher.params(1.0, 1.0, 8), ["A domain."])
         assert server.asked[0].body["prompt"] == around_user(tokenizer, "A domain.")[0]
         assert server.asked[0].body["stop"] == ["<|im_end|>"]
     assert teacher.tokenizer_hash
@@ -119,7 +120,7 @@ def test_instructions_continue_the_templates_ids():
 def test_what_becomes_of_a_reply(reply, said):
     with Loopback(lambda asked: reply) as server:
         teacher = literal(server)
-        assert teacher.write_instructions(KEYS[:1], teacher.params(1.0, 1.0, 8)) == [said]
+        assert teacher.write_instructions(KEYS[:1], teacher.params(1.0, 1.0, 8), [None]) == [said]
 
 
 def test_a_thinking_model_without_content_was_cut_short():

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rbalign.audio.io import audio_seconds, read_audio
 from rbalign.config.endpoints import VoiceEndpoint
-from rbalign.config.sections import ViewPlan
+from rbalign.config.synth import ViewPlan
 from rbalign.errors import DataError, UsageError
 from rbalign.remote.client import EndpointError
 from rbalign.synth.speak import plan_views, speak_shard

@@ -10,7 +10,8 @@ import pytest
 
 from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import FilterConfig, SynthConfig, TeacherConfig, ViewPlan
+from rbalign.config.sections import TeacherConfig
+from rbalign.config.synth import Domain, FilterConfig, SynthConfig, ViewPlan
 from rbalign.data.dataset import Dataset, DatasetWriter
 from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, UsageError
@@ -48,7 +49,7 @@ class FakeTeacher:
     def params(self, temperature, top_p, max_new_tokens):
         return max_new_tokens
 
-    def write_instructions(self, keys, params, system=None):
+    def write_instructions(self, keys, params, systems):
         return [self._instruction(key.generator()) for key in keys]
 
     def _instruction(self, draw):
@@ -114,6 +115,29 @@ def test_leaked_texts_are_refused():
         acceptance.add(draft)
     assert acceptance.causes["leakage"] >= 10
     assert not {e.instruction for e in free[:10]} & {e.instruction for e in acceptance.examples}
+
+
+def test_domains_are_mixed_by_weight_and_label_their_examples():
+    asked = []
+
+    class Listening(FakeTeacher):
+        def write_instructions(self, keys, params, systems):
+            asked.extend(zip((key.example for key in keys), systems, strict=True))
+            return super().write_instructions(keys, params, systems)
+
+    domains = (Domain(name="advice", weight=3, system="Ask for advice."), Domain(name="any"))
+    config = SynthConfig(train=1000, validation=0, test=0, domains=domains)
+    acceptance = Acceptance(config)
+    drafts = write_drafts(Listening(), config, 7, range(400))
+    for draft in drafts:
+        acceptance.add(draft)
+    systems = {"advice": "Ask for advice.", "any": None}
+    assert dict(asked) == {draft["id"]: systems[draft["domain"]] for draft in drafts}
+    assert Counter(draft["domain"] for draft in drafts)["advice"] == pytest.approx(300, abs=30)
+    of = {draft["id"]: draft["domain"] for draft in drafts}
+    assert acceptance.examples
+    assert all(example.labels == {"domain": of[example.id]} for example in acceptance.examples)
+    assert write_drafts(FakeTeacher(), config, 7, [399, 5]) == [drafts[399], drafts[5]]
 
 
 def test_sentences_become_examples_of_their_own():

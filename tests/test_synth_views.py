@@ -12,7 +12,7 @@ from test_synth import RECIPE, fakes  # noqa: F401
 
 from rbalign.audio.channel import transmit
 from rbalign.audio.io import read_audio
-from rbalign.config.sections import SynthConfig, ViewPlan
+from rbalign.config.synth import SynthConfig, ViewPlan
 from rbalign.data.dataset import Dataset, DatasetWriter
 from rbalign.errors import UsageError
 from rbalign.keys import Key

@@ -59,12 +59,24 @@ def test_greedy_answers_are_right_on_easy_questions(teacher):
 
 
 def test_instructions_are_sampled_from_the_bare_template(teacher):
-    written = teacher.write_instructions(keys(8), teacher.params(1.0, 0.99, 24))
+    written = teacher.write_instructions(keys(8), teacher.params(1.0, 0.99, 24), [None] * 8)
     ended = [w for w in written if w.stop is StopReason.END]
     assert len(ended) >= 2
     assert all(w.text and "<|" not in w.text for w in ended)
-    again = teacher.write_instructions(keys(8)[3:5], teacher.params(1.0, 0.99, 24))
+    again = teacher.write_instructions(keys(8)[3:5], teacher.params(1.0, 0.99, 24), [None] * 2)
     assert again == written[3:5]
+
+
+def test_each_instruction_follows_its_own_system_prompt(teacher):
+    systems = [None, "You help people who cook.", None, "You write poems.", "You help people who cook."]
+    params = teacher.params((1.0, 1.2), (0.99, 1.0), 12)
+    mixed = teacher.write_instructions(keys(5), params, systems)
+    alone = [
+        teacher.write_instructions([key], params, [system])[0] for key, system in zip(keys(5), systems, strict=True)
+    ]
+    same = [one.text[:30] == other.text[:30] for one, other in zip(alone, mixed, strict=True)]
+    assert sum(same) >= 4  # another batch adds up in another order: of a thousand tokens about one falls otherwise
+    assert teacher.write_instructions(keys(5)[1:2], params, [None])[0].text[:30] != mixed[1].text[:30]
 
 
 def test_scores_prefer_the_right_answer_and_leave_empty_ones_unscored(teacher):

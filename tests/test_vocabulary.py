@@ -7,7 +7,7 @@ import pytest
 from test_synth import RECIPE, FakeTeacher, fakes  # noqa: F401
 from tiny import tiny_tokenizer
 
-from rbalign.config.sections import ViewPlan
+from rbalign.config.synth import ViewPlan
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError
 from rbalign.rundir.run import RunDir

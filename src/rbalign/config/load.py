@@ -192,7 +192,7 @@ def _parse(raw: str, kind: Any) -> Any:
         return None
     if any(option is str for option in options):
         return raw
-    several = any(get_origin(option) is tuple for option in options)
+    several = all(get_origin(option) is tuple for option in options if option is not NoneType)
     value = _toml_value(raw)
     if several and not isinstance(value, list):
         return [_toml_word(part.strip()) for part in raw.split(",") if part.strip()]

@@ -7,7 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from rbalign.config.section import Section
-from rbalign.config.sections import AlignConfig, ConnectConfig, EvalConfig, ReportConfig, SynthConfig, TeacherConfig
+from rbalign.config.sections import AlignConfig, ConnectConfig, EvalConfig, ReportConfig, TeacherConfig
+from rbalign.config.synth import SynthConfig
 
 STAGES = ("synth", "connect", "align", "eval", "report")
 

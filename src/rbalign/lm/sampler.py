@@ -22,13 +22,20 @@ NUCLEUS_TRIES = 64
 """Rejections before a nucleus draw falls back to the likeliest token: at top-p 0.5 that happens once in 2^64."""
 
 
+TEMPERATURE_AT, TOP_P_AT = 1 << 40, 1 << 41
+"""Positions of a row's noise at which it draws its own temperature and top-p: no token is ever drawn there."""
+
+Level = float | tuple[float, float]
+"""One value for all rows, or the lowest and highest between which each row's key draws its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Temperature 0 is greedy. `stop_ids` end a sample and are its last id."""
 
     max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: Level = 1.0
+    top_p: Level = 1.0
     stop_ids: tuple[int, ...] = ()
 
 
@@ -83,11 +90,21 @@ def draw(logits: Tensor, params: SamplingParams, digests: np.ndarray, position: 
     if params.temperature == 0:
         ids = logits.argmax(dim=-1)
     else:
-        probs = (logits / params.temperature).softmax(dim=-1)
+        probs = (logits / _columns(params.temperature, digests, TEMPERATURE_AT)).softmax(dim=-1)
         ids = _inverse_cdf(probs, uniforms(digests, position))
-        if params.top_p < 1:
-            _redraw_outside_nucleus(ids, probs, params.top_p, digests, position)
+        if params.top_p != 1:
+            _redraw_outside_nucleus(ids, probs, _columns(params.top_p, digests, TOP_P_AT), digests, position)
     return ids, logits.gather(1, ids[:, None])[:, 0] - log_normaliser
+
+
+def own_levels(level: Level, digests: np.ndarray, position: int) -> np.ndarray:
+    """Each row's temperature or top-p, (B,) float64: its own wherever it stands."""
+    low, high = level if isinstance(level, tuple) else (level, level)
+    return low + (high - low) * uniforms(digests, position)
+
+
+def _columns(level: Level, digests: np.ndarray, position: int) -> Tensor:
+    return torch.from_numpy(own_levels(level, digests, position)).float()[:, None]
 
 
 def _inverse_cdf(probs: Tensor, uniform: np.ndarray) -> Tensor:
@@ -97,13 +114,13 @@ def _inverse_cdf(probs: Tensor, uniform: np.ndarray) -> Tensor:
     return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp_(max=probs.shape[1] - 1)
 
 
-def _redraw_outside_nucleus(ids: Tensor, probs: Tensor, top_p: float, digests: np.ndarray, position: int) -> None:
-    """Replace, in place, draws outside the nucleus. Try k of a row uses the uniform at position + 2^20 k."""
+def _redraw_outside_nucleus(ids: Tensor, probs: Tensor, top_p: Tensor, digests: np.ndarray, position: int) -> None:
+    """Replace, in place, draws outside the nucleus, top_p (B, 1). Try k of a row has the noise at position + 2^20 k."""
     rows = torch.arange(len(ids))
     for attempt in range(1, NUCLEUS_TRIES + 1):
         chosen = probs[rows].gather(1, ids[rows, None])
         likelier = torch.where(probs[rows] > chosen, probs[rows], 0.0).sum(dim=-1)
-        rows = rows[likelier >= top_p]
+        rows = rows[likelier >= top_p[rows, 0]]
         if not len(rows):
             return
         ids[rows] = _inverse_cdf(probs[rows], uniforms(digests[rows.numpy()], position + (attempt << 20)))

@@ -52,7 +52,8 @@ def ask(
 
 def _open(run: Path | None, arm: str | None) -> tuple[Any, Recipe]:
     """The policy of a run (with an arm's weights), or the one that ships."""
-    from rbalign.config.sections import AlignConfig, SynthConfig
+    from rbalign.config.sections import AlignConfig
+    from rbalign.config.synth import SynthConfig
     from rbalign.rundir.run import RunDir
     from rbalign.stages.named import BASE, arm_weights, run_named
     from rbalign.stages.policy import open_policy

@@ -20,7 +20,7 @@ from typing import Any
 
 from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import SynthConfig
+from rbalign.config.synth import SynthConfig
 from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
 from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, UsageError

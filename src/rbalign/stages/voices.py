@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import SynthConfig
+from rbalign.config.synth import SynthConfig
 from rbalign.data.dataset import Dataset
 from rbalign.types import Split
 from rbalign.voices.bank import ENDPOINT, VoiceBank, VoiceInfo, load_bank

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from rbalign.config.sections import SynthConfig
+from rbalign.config.synth import SynthConfig
 from rbalign.data.signatures import Signatures
 from rbalign.synth.filters import TEACHER_FAILED, answer_cause, drop_cause, sentences, text_cause
 from rbalign.synth.write import Draft
@@ -60,9 +60,9 @@ class Acceptance:
                 if len(texts := self.dropped.setdefault(cause, [])) < TEXTS_PER_CAUSE:
                     texts.append(text)
             elif self.config.sentences:
-                self._accept(f"{draft['id']}-{place}", text, None)
+                self._accept(f"{draft['id']}-{place}", text, None, draft)
             else:
-                self._accept(draft["id"], text, draft.get("answer"))
+                self._accept(draft["id"], text, draft.get("answer"), draft)
 
     def _candidates(self, draft: Draft) -> list[tuple[str, str | None]]:
         """Texts that a draft offers, each with the first filter that drops it, or None."""
@@ -84,10 +84,11 @@ class Acceptance:
         self._accepted.add(text)
         return None
 
-    def _accept(self, identity: str, text: str, answer: str | None) -> None:
+    def _accept(self, identity: str, text: str, answer: str | None, draft: Draft) -> None:
         place = len(self.examples)
+        labels = {"domain": draft["domain"]} if "domain" in draft else {}
         for split, count in self._quota:
             if place < count:
-                self.examples.append(Example(identity, split, text, spoken_form(text), answer))
+                self.examples.append(Example(identity, split, text, spoken_form(text), answer, labels=labels))
                 return
             place -= count

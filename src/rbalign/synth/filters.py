@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rbalign.config.sections import FilterConfig
+from rbalign.config.synth import FilterConfig
 from rbalign.text.language import speaks
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason

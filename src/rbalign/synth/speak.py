@@ -10,7 +10,7 @@ import numpy as np
 
 from rbalign.audio.channel import Surroundings, needs_talkers, transmit
 from rbalign.audio.io import to_flac
-from rbalign.config.sections import SynthConfig, ViewPlan
+from rbalign.config.synth import SynthConfig, ViewPlan
 from rbalign.data.shards import RATE
 from rbalign.keys import Key
 from rbalign.synth.vocabulary import SOURCE

@@ -6,13 +6,16 @@ example, {"answer", "answer_stop"}. It is a pure function of (seed, index, recip
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import accumulate
 from typing import Any
 
 from rbalign.assets import home, model_folder
 from rbalign.config.endpoints import TeacherEndpoint
-from rbalign.config.sections import Sampling, SynthConfig, TeacherConfig
+from rbalign.config.sections import Sampling, TeacherConfig
+from rbalign.config.synth import Domain, SynthConfig, Writing
 from rbalign.keys import Key
 from rbalign.rundir.files import stable_hash
 from rbalign.rundir.workers import worker_pool
@@ -30,9 +33,12 @@ def draft_id(index: int) -> str:
 def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence[int]) -> list[Draft]:
     """Sample instructions for these candidate indices, and answer those that could be accepted."""
     keys = [Key(seed, "instruction", example=draft_id(i)) for i in indices]
-    written = teacher.write_instructions(keys, _params(teacher, config.instruction), config.system)
+    domains = [domain_of(config, seed, key.example) for key in keys]
+    systems = [domain.system if domain else config.system for domain in domains]
+    written = teacher.write_instructions(keys, _params(teacher, config.instruction), systems)
     drafts: list[Draft] = [
-        {"id": key.example, "text": w.text, "stop": str(w.stop)} for key, w in zip(keys, written, strict=True)
+        {"id": key.example, "text": w.text, "stop": str(w.stop)} | ({"domain": domain.name} if domain else {})
+        for key, w, domain in zip(keys, written, domains, strict=True)
     ]
     wanted = [i for i, w in enumerate(written) if config.answers and _worth_an_answer(w, config)]
     answers = teacher.answer(
@@ -44,6 +50,16 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
     for i, answer in zip(wanted, answers, strict=True):
         drafts[i] |= {"answer": answer.text, "answer_stop": str(answer.stop)}
     return drafts
+
+
+def domain_of(config: SynthConfig, seed: int, candidate: str) -> Domain | None:
+    """The part of the mixture that a candidate comes from, by its key; None without a mixture."""
+    if not config.domains:
+        return None
+    weights = [domain.weight for domain in config.domains]
+    drawn = Key(seed, "domain", example=candidate).generator().random() * sum(weights)
+    place = bisect(list(accumulate(weights)), drawn)
+    return config.domains[min(place, len(weights) - 1)]
 
 
 def write_references(
@@ -159,5 +175,5 @@ def _worth_an_answer(written: Any, config: SynthConfig) -> bool:
     return drop_cause(written.text, written.stop, config.filters) is None
 
 
-def _params(teacher: Any, sampling: Sampling) -> Any:
+def _params(teacher: Any, sampling: Sampling | Writing) -> Any:
     return teacher.params(sampling.temperature, sampling.top_p, sampling.max_new_tokens)

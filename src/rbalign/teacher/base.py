@@ -31,9 +31,9 @@ class Teacher(Protocol):
     tokenizer_hash: str
 
     def write_instructions(
-        self, keys: Sequence[Key], params: SamplingParams, system: str | None = None
+        self, keys: Sequence[Key], params: SamplingParams, systems: Sequence[str | None]
     ) -> list[Written]:
-        """Magpie: sample user turns from the bare pre-query template."""
+        """Magpie: sample user turns from the bare pre-query template, each after its own system prompt."""
         ...
 
     def answer(

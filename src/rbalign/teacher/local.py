@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from rbalign.keys import Key
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.load import LM
 from rbalign.lm.logprobs import completion_logprobs
-from rbalign.lm.sampler import GenerateSampler, Prompts, Sample, Sampler, SamplingParams
-from rbalign.lm.templates import around_user, end_ids
+from rbalign.lm.sampler import GenerateSampler, Level, Prompts, Sample, Sampler, SamplingParams
+from rbalign.lm.templates import around_user, end_ids, prequery_ids
 from rbalign.rundir.files import stable_hash
 from rbalign.teacher.base import CAPABILITIES, Written
 
@@ -39,17 +40,19 @@ class LocalTeacher:
         specials = sorted(set(lm.tokenizer.all_special_ids) - set(self.end_ids))
         self._specials = torch.tensor(specials, dtype=torch.long)
 
-    def params(self, temperature: float, top_p: float, max_new_tokens: int) -> SamplingParams:
+    def params(self, temperature: Level, top_p: Level, max_new_tokens: int) -> SamplingParams:
         """Sampling parameters with this tokenizer's end tokens."""
         return SamplingParams(max_new_tokens, temperature, top_p, self.end_ids)
 
     def write_instructions(
-        self, keys: Sequence[Key], params: SamplingParams, system: str | None = None
+        self, keys: Sequence[Key], params: SamplingParams, systems: Sequence[str | None]
     ) -> list[Written]:
         """Magpie (arXiv 2406.08464): continue the bare pre-query template; the model plays the user."""
-        before, _ = around_user(self.lm.tokenizer, system)
-        prompts = Prompts([torch.tensor([], dtype=torch.long) for _ in keys], torch.tensor(before))
-        return self._write(prompts, keys, params)
+        prefixes = {system: prequery_ids(self.lm.tokenizer, system) for system in set(systems)}
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prefixes.values(), strict=False))
+        shared = [tokens[0] for tokens in alike]
+        own = {system: torch.tensor(ids[len(shared) :], dtype=torch.long) for system, ids in prefixes.items()}
+        return self._write(Prompts([own[system] for system in systems], torch.tensor(shared)), keys, params)
 
     def answer(
         self, instructions: Sequence[str], keys: Sequence[Key], params: SamplingParams, system: str | None = None

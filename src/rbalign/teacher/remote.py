@@ -18,10 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
 from rbalign.config.endpoints import TeacherEndpoint
 from rbalign.errors import UsageError
 from rbalign.keys import Key
-from rbalign.lm.sampler import SamplingParams
+from rbalign.lm.sampler import TEMPERATURE_AT, TOP_P_AT, Level, SamplingParams, own_levels
 from rbalign.lm.templates import around_user, end_ids
 from rbalign.remote.client import Client, EndpointError, Read, RequestError
 from rbalign.remote.counts import Counts, Usage
@@ -57,16 +59,18 @@ class RemoteTeacher:
         """What its requests took."""
         return self._client.counts
 
-    def params(self, temperature: float, top_p: float, max_new_tokens: int) -> SamplingParams:
+    def params(self, temperature: Level, top_p: Level, max_new_tokens: int) -> SamplingParams:
         """Sampling parameters; the server knows its own end tokens."""
         return SamplingParams(max_new_tokens, temperature, top_p)
 
     def write_instructions(
-        self, keys: Sequence[Key], params: SamplingParams, system: str | None = None
+        self, keys: Sequence[Key], params: SamplingParams, systems: Sequence[str | None]
     ) -> list[Written]:
         """Magpie (arXiv 2406.08464): continue the bare pre-query prefix; the model plays the user."""
-        body = {"prompt": self._prefix(system)} | ({"stop": self._stop} if self._stop else {})
-        return self._each(lambda key: self._continued(body, key, params), keys)
+        stop: dict[str, Any] = {"stop": self._stop} if self._stop else {}
+        bodies = {system: {"prompt": self._prefix(system), **stop} for system in set(systems)}
+        pairs = list(zip(keys, systems, strict=True))
+        return self._each(lambda pair: self._continued(bodies[pair[1]], pair[0], params), pairs)
 
     def answer(
         self, instructions: Sequence[str], keys: Sequence[Key], params: SamplingParams, system: str | None = None
@@ -177,7 +181,10 @@ class RemoteTeacher:
 
     def _sampling(self, key: Key, params: SamplingParams) -> dict[str, Any]:
         """The seed is 53 bits of the key's digest: what every JSON number holds exactly."""
-        return {"temperature": params.temperature, "top_p": params.top_p, self.config.seed_field: key.digest() >> 11}
+        digest = np.array([key.digest()], dtype=np.uint64)
+        temperature = float(own_levels(params.temperature, digest, TEMPERATURE_AT)[0])
+        top_p = float(own_levels(params.top_p, digest, TOP_P_AT)[0])
+        return {"temperature": temperature, "top_p": top_p, self.config.seed_field: key.digest() >> 11}
 
     def _prefix(self, system: str | None) -> list[int] | str:
         """What stands before the user's first word: ids by the tokenizer, or the recipe's literal text."""

@@ -1,0 +1,170 @@
+"""[synth]: what the teacher writes, which of it is kept, and who says it how. See `sections.py` for the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from rbalign.config.endpoints import VoiceEndpoint
+from rbalign.config.section import Fraction, Positive, Section
+from rbalign.config.sections import Sampling
+from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
+from rbalign.errors import UsageError
+
+Temperature = Annotated[float, Field(gt=0.0, le=5.0)]
+Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Writing(Section):
+    """How the teacher writes instructions: one value for all, or [lowest, highest], of which each draws its own."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] | tuple[Temperature, Temperature] = 1.0
+    """The paper: 1.0 to 1.2. Hotter is more varied, and more of it falls to the filters."""
+    top_p: Nucleus | tuple[Nucleus, Nucleus] = 0.99
+    """The paper: 0.99 to 1.0."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 48
+    """A longer instruction is unfinished, and dropped."""
+
+    @field_validator("temperature", "top_p")
+    @classmethod
+    def _rises(cls, given: Any, info: ValidationInfo) -> Any:
+        if isinstance(given, tuple) and given[0] > given[1]:
+            raise UsageError(f"{info.field_name} = {list(given)} falls", f"write [{given[1]:g}, {given[0]:g}]")
+        return given
+
+
+class Domain(Section):
+    """One part of the mixture that instructions come from."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    """Each example's label "domain"."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """Share of the candidates, relative to the other domains."""
+    system: str | None = None
+    """The system prompt before the pre-query template, for figure 1 of the paper; without one the template's own."""
+
+
+class FilterConfig(Section):
+    """Which instructions people would say aloud. Every filter counts what it drops, by name."""
+
+    min_words: Positive = 4
+    """Shorter instructions are dropped."""
+    max_words: Positive = 30
+    """Longer ones too: nobody says them in one breath."""
+    max_near_duplicate: Fraction = 0.7
+    """Estimated Jaccard similarity of word sets at which a later instruction is a near-duplicate."""
+    max_leakage: Fraction = 0.7
+    """The same against texts that the connector was trained on and against `leakage_files`."""
+    leakage_files: tuple[str, ...] = ()
+    """Text files, one sentence a line: evaluation sets that no instruction may resemble."""
+    language: str = "en"
+    """What the instructions must be written in, as py3langid names it."""
+    mathematics: bool = False
+    """True keeps instructions that need written mathematics; the paper drops them."""
+
+
+class ViewPlan(Section):
+    """A rule that says which views an example gets. Several rules add up. docs/views.md has channels and deliveries."""
+
+    younger: ClassVar[tuple[str, ...]] = ("channels", "deliveries")
+
+    voices: str | tuple[str, ...] = "kokoro"
+    """Names from the voice bank, or an engine whose voices of the split are meant ("kokoro", "hibari", "endpoint")."""
+    splits: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
+    """Which splits the rule speaks; every split uses its own voices only."""
+    per_example: Positive = 4
+    """Distinct voices for each example, drawn by key from `voices`."""
+    fraction: Fraction = 1.0
+    """The share of examples that this rule speaks, drawn by key."""
+    speeds: tuple[Annotated[float, Field(ge=0.5, le=2.0)], ...] = (1.0,)
+    """One of them for each view, drawn by key; 1.0 is the voice's own pace."""
+    channels: tuple[str, ...] = ("clean",)
+    """The same for how the clip arrives: "noise:babble@5dB+telephone". What stands twice is drawn twice as often."""
+    deliveries: tuple[str, ...] = ("fluent",)
+    """The same for how the text is said: "filler", "correction", "stutter+pause". The example keeps its fluent text."""
+    of: Literal["all", "written", "vocabulary"] = "all"
+    """Which examples: those that the teacher wrote, the practice sentences that `vocabulary` makes of them, or both."""
+
+    @field_validator("speeds", "channels", "deliveries")
+    @classmethod
+    def _has_one(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if not given:
+            raise UsageError(f"{info.field_name} is empty", "name at least one, or leave the key out")
+        return given
+
+    @field_validator("channels", "deliveries")
+    @classmethod
+    def _canonical(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        spell = canonical_channel if info.field_name == "channels" else canonical_delivery
+        return tuple(spell(each) for each in given)
+
+
+class SynthConfig(Section):
+    """`rba synth`: the teacher writes instructions and answers, voices speak them."""
+
+    younger: ClassVar[tuple[str, ...]] = (
+        "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_share", "domains",
+    )  # fmt: skip
+
+    train: Annotated[int, Field(ge=0)] = 64
+    """Accepted instructions for training."""
+    validation: Annotated[int, Field(ge=0)] = 16
+    """For tuning and checkpoint choice, spoken by validation voices."""
+    test: Annotated[int, Field(ge=0)] = 48
+    """Held out, spoken by test voices."""
+    system: str | None = None
+    """A domain system prompt before the pre-query template (figure 1 of the paper)."""
+    domains: tuple[Domain, ...] = ()
+    """A weighted mixture of such prompts instead; each candidate draws its domain by key."""
+    instruction: Writing = Writing()
+    """How the teacher writes instructions."""
+    answers: bool = True
+    """False writes instructions only: enough for connecting, half the time."""
+    sentences: bool = False
+    """True also turns each sentence of each answer into an example (connecting wants many texts)."""
+    vocabulary: Annotated[int, Field(ge=0)] = 0
+    """Practice sentences beside `train`, in which the LLM's own words come one after the other, for connecting."""
+    vocabulary_pieces: Annotated[int, Field(ge=1, le=4)] = 1
+    """Above 1 they also hold names and the lexicon's words of up to so many tokens, a quarter as often each."""
+    vocabulary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    """Share of a practice sentence's words that are replaced."""
+    answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
+    """The system prompt under which the teacher answers."""
+    answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)
+    """How it answers; an answer that does not end within max_new_tokens is dropped."""
+    filters: FilterConfig = FilterConfig()
+    """Which instructions are kept."""
+    noise_folder: str | None = None
+    """Audio files of yours, in this folder and below, for the channel noise:folder."""
+    views: tuple[ViewPlan, ...] = (ViewPlan(),)
+    """Who speaks them."""
+    endpoint_voices: tuple[VoiceEndpoint, ...] = ()
+    """Servers whose voices join the bank as engine "endpoint"; see docs/endpoints.md."""
+    batch_size: Positive = 96
+    """Instructions sampled at once; any value gives the same texts."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Speaking processes; 0 takes one a core."""
+    test_views: str | None = None
+    """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @field_validator("domains")
+    @classmethod
+    def _distinct(cls, domains: tuple[Domain, ...], info: ValidationInfo) -> tuple[Domain, ...]:
+        names = [domain.name for domain in domains]
+        if len(set(names)) < len(names):
+            raise UsageError(f"two domains have one name: {names}", "name each domain once")
+        if domains and info.data.get("system") is not None:
+            raise UsageError("[synth] has a system prompt and domains", "give each domain its own system prompt")
+        return domains
+
+    @field_validator("views")
+    @classmethod
+    def _can_be_made(cls, views: tuple[ViewPlan, ...], info: ValidationInfo) -> tuple[ViewPlan, ...]:
+        asked = [c for rule in views for c in rule.channels if any(s.kind == "folder" for s in parse_channel(c))]
+        if asked and info.data.get("noise_folder") is None:
+            raise UsageError(f"channel {asked[0]!r} has no folder", "set [synth] noise_folder to recordings of yours")
+        language = info.data["filters"].language if "filters" in info.data else "en"
+        if language != "en" and any(set(rule.deliveries) != {"fluent"} for rule in views):
+            raise UsageError(f"disfluencies are English, the instructions {language!r}", "leave deliveries out")
+        return views
