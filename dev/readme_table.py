@@ -13,6 +13,8 @@ from rbalign.report.pivot import Results
 from rbalign.report.tables import main_table, training_table, verdict
 
 ROOT = Path(__file__).parent.parent
+SIDES = ("WER of heard", "request's words")
+"""Columns that README shows beside the headlines and their sides."""
 SHIPPED = ROOT / "src" / "rbalign" / "speechlm" / "shipped"
 
 
@@ -26,12 +28,17 @@ def section(name: str, results: dict) -> str:
     """One run's table in Markdown, and what it says in words."""
     asked = Results(results)
     made = main_table(asked)
-    columns = made["columns"]
+    sides = {*asked.facets().values(), *SIDES}
+    shown = [i for i, column in enumerate(made["columns"]) if column["headline"] or column["label"] in sides]
+    columns = [made["columns"][i] for i in shown]
     lines = ["| arm | " + " | ".join(column["label"] for column in columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for line in made["lines"]:
-        cells = [cell(value, column["headline"]) for value, column in zip(line["cells"], columns, strict=True)]
+        cells = [cell(line["cells"][i], made["columns"][i]["headline"]) for i in shown]
         lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
-    note = f"`rba run {name}` (results/{name}.json). 95 % intervals over instructions; * = the arm's loss optimises it."
+    note = (
+        f"`rba run {name}` (results/{name}.json; its page has every column). 95 % intervals over instructions; * = the "
+        "arm's loss optimises it."
+    )
     said = [f"- {line['text']}" for line in verdict(asked)]
     spent = [f"{row['arm']} {row['operations']} ({row['updates']}, {row['selected']})" for row in training_table(asked)]
     if spent:

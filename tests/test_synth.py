@@ -107,6 +107,23 @@ def test_drops_are_counted_by_cause_and_nothing_vanishes():
     assert all(e.answer.startswith("answer of") for e in acceptance.examples)
 
 
+def test_refusals_and_boilerplate_fall_only_where_the_recipe_says_so():
+    said = [
+        ("How do I cook rice for six people?", "I'm sorry, but I can't help with that."),
+        ("How can I help you today?", "Hi."),
+    ]
+    drafts = [
+        {"id": f"{i}", "text": q, "stop": "end", "answer": a, "answer_stop": "end"} for i, (q, a) in enumerate(said)
+    ]
+    causes = {}
+    for kept in (True, False):
+        acceptance = Acceptance(SynthConfig(train=9, filters=FilterConfig(refusals=kept)))
+        for draft in drafts:
+            acceptance.add(draft)
+        causes[kept] = dict(acceptance.causes)
+    assert causes == {True: {}, False: {"refusal": 1, "boilerplate": 1}}
+
+
 def test_leaked_texts_are_refused():
     config = SynthConfig(train=1000, validation=0, test=0)
     free = accepted(config, list(range(60)), 60).examples

@@ -48,6 +48,8 @@ class Domain(Section):
 class FilterConfig(Section):
     """Which instructions people would say aloud. Every filter counts what it drops, by name."""
 
+    younger: ClassVar[tuple[str, ...]] = ("refusals",)
+
     min_words: Positive = 4
     """Shorter instructions are dropped."""
     max_words: Positive = 30
@@ -62,6 +64,8 @@ class FilterConfig(Section):
     """What the instructions must be written in, as py3langid names it."""
     mathematics: bool = False
     """True keeps instructions that need written mathematics; the paper drops them."""
+    refusals: bool = True
+    """False drops answers that refuse or call themselves an AI, and instructions in an assistant's voice (English)."""
 
 
 class ViewPlan(Section):
@@ -104,7 +108,7 @@ class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
 
     younger: ClassVar[tuple[str, ...]] = (
-        "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_share", "domains",
+        "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_of", "vocabulary_share", "domains",
     )  # fmt: skip
 
     train: Annotated[int, Field(ge=0)] = 64
@@ -127,6 +131,8 @@ class SynthConfig(Section):
     """Practice sentences beside `train`, in which the LLM's own words come one after the other, for connecting."""
     vocabulary_pieces: Annotated[int, Field(ge=1, le=4)] = 1
     """Above 1 they also hold names and the lexicon's words of up to so many tokens, a quarter as often each."""
+    vocabulary_of: Literal["lexicon", "inflected"] = "lexicon"
+    """Words that the pronouncing lexicon lists, or the plurals, -s, -ed and -ing forms of one token that it derives."""
     vocabulary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
     """Share of a practice sentence's words that are replaced."""
     answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."

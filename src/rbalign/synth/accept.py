@@ -73,7 +73,7 @@ class Acceptance:
             return failed + [(sentence, text_cause(sentence, filters)) for sentence in found]
         cause = drop_cause(draft["text"], stop, filters)
         if cause is None and self.config.answers:
-            cause = answer_cause(draft["answer"], StopReason(draft["answer_stop"]))
+            cause = answer_cause(draft["answer"], StopReason(draft["answer_stop"]), filters)
         return [(draft["text"], cause)]
 
     def _against_others(self, text: str) -> str | None:

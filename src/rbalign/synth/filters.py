@@ -6,6 +6,7 @@ import re
 
 from rbalign.config.synth import FilterConfig
 from rbalign.text.language import speaks
+from rbalign.text.refusals import is_boilerplate, refuses
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason
 
@@ -40,14 +41,18 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
         return "mathematics"
+    if not config.refusals and is_boilerplate(text):
+        return "boilerplate"
     return None if speaks(text, config.language) else "other language"
 
 
-def answer_cause(text: str, stop: StopReason) -> str | None:
+def answer_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
     """y_ref must be complete with its end token, and there must be one."""
     if stop is not StopReason.END:
         return TEACHER_FAILED if stop is StopReason.FAILED else "answer unfinished"
-    return None if text else "answer empty"
+    if not text:
+        return "answer empty"
+    return "refusal" if not config.refusals and refuses(text) else None
 
 
 def sentences(text: str) -> list[str]:
