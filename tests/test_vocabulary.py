@@ -13,9 +13,20 @@ from rbalign.errors import DataError
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.synth.speak import plan_views
-from rbalign.synth.vocabulary import OFTENER, SOURCE, practice_examples, vocabulary_words
+from rbalign.synth.vocabulary import OFTENER, SOURCE, inflected_words, practice_examples, vocabulary_words
 from rbalign.types import Example
 from rbalign.voices.bank import load_bank
+
+
+class WholeWords(list):
+    """A tokenizer whose tokens are whole words."""
+
+    def batch_decode(self, rows):
+        return [self[row] for (row,) in rows]
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [[0] if text in self else [0, 0, 0] for text in texts]}
+
 
 WORDS = ["alpha", "beta", "gamma", "delta", "Malawi"]
 TEXTS = ["How do I paint, repair and clean it?", 'She said "maybe" to my old friend.']
@@ -32,6 +43,15 @@ def test_words_are_single_tokens_that_a_voice_can_pronounce():
         assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1
 
 
+def test_inflected_words_are_those_that_the_lexicon_derives():
+    lexicon = {"berry", "plant", "bake", "stop", "go", "voice", "his", "see"}
+    words = ["berries", "planting", "baked", "stopped", "goes", "voices", "his", "tions", "Plants", "seen", "strength"]
+    tokenizer = WholeWords(f" {word}" for word in words)
+    assert inflected_words(tokenizer, lexicon) == ["berries", "planting", "baked", "stopped", "goes", "voices"]
+    with pytest.raises(DataError, match="lexicon"):
+        inflected_words(tokenizer, {"xylophone"})
+
+
 def test_longer_words_and_names_come_too_and_short_ones_oftener():
     tokenizer = tiny_tokenizer()
     lexicon = {"please", "to", "birds", "plea", "xylophonists", "don't"}
@@ -43,16 +63,7 @@ def test_longer_words_and_names_come_too_and_short_ones_oftener():
     assert "xylophonists" not in found
     assert "don't" not in found
 
-    class Names(list):
-        """A tokenizer of whole words."""
-
-        def batch_decode(self, rows):
-            return [self[row] for (row,) in rows]
-
-        def __call__(self, texts, add_special_tokens):
-            return {"input_ids": [[0] if text in self else [0, 0, 0] for text in texts]}
-
-    names = Names([" France", " tea", "France"])
+    names = WholeWords([" France", " tea", "France"])
     assert vocabulary_words(names, {"france", "tea"}) == ["tea"]
     assert vocabulary_words(names, {"france", "tea"}, pieces=2) == ["France", "tea"] * OFTENER
 
