@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, WhisperModel
@@ -93,6 +94,12 @@ def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> 
             "set [connect] encoder, adapter, width, layers and stack as its recipe.toml does",
         )
     model.load_state_dict(kept, strict=False)
+
+
+def tokens_of(folder: str | Path) -> list[int]:
+    """Ids of the LLM's tokens that a connector's CTC layer can say, ascending; none for another adapter."""
+    with safe_open(connector_folder(folder) / WEIGHTS, "pt") as file:
+        return file.get_tensor(_TOKEN_LISTS[0]).tolist() if _TOKEN_LISTS[0] in file.keys() else []  # noqa: SIM118
 
 
 def connector_state(model: RbaSpeechForConditionalGeneration) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ def check(recipe: Recipe) -> None:
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
-    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, connector_folder, new_model, start_from
+    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, connector_folder, new_model, start_from, tokens_of
     from rbalign.train.connect import train_connector
     from rbalign.train.spelling import choose_tokens
 
@@ -93,6 +93,8 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     _check_voices(bank_of_dataset(recipe, data), train, validation)
     lm = load_lm(model_folder(config.language_model), name=config.language_model)
     tokens = choose_tokens(lm.tokenizer, train.texts) if config.adapter == "ctc" else None
+    if tokens and config.start is not None:  # what it could say before it can still say
+        tokens = sorted({*tokens, *tokens_of(config.start)})
     shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
     model = new_model(
         model_folder(config.encoder),
