@@ -20,7 +20,9 @@ from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm import from_parts
+from rbalign.speechlm.connector import tokens_of
 from rbalign.stages import connect
+from rbalign.train import spelling
 from rbalign.types import Example, View, ViewSpec
 from rbalign.voices.bank import load_bank
 
@@ -103,7 +105,7 @@ def test_shapes_that_cannot_be_are_refused_with_the_recipe(fields: dict[str, obj
         ConnectConfig.model_validate(fields)
 
 
-def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp_path: Path) -> None:
+def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp_path: Path, monkeypatch) -> None:
     voices = {split: load_bank().names(split)[0] for split in ("train", "validation")}
     frozen = changed(recipe, train_encoder=False)
     with RunDir.open(tmp_path / "runs", frozen) as run:
@@ -114,9 +116,12 @@ def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp
     further = changed(frozen, start=str(first), letters=16).model_copy(update={"name": "further"})
     assert connect.inputs(further) == {"start": sha256_file(first / "model.safetensors")}
     assert connect.inputs(frozen) == {}
+    fewer = spelling.choose_tokens
+    monkeypatch.setattr("rbalign.train.spelling.choose_tokens", lambda *given: fewer(*given)[3:])
     with RunDir.open(tmp_path / "runs", further) as run:
         speak(run.path("data"), voices)
         connect.run(further, run)
+        assert tokens_of(run.path("connect", "connector")) == tokens_of(first), "what was sayable stays so"
         one, two = (from_parts(path, tiny_lm()) for path in (first, run.path("connect", "connector")))
     assert two.adapter.spell.weight.abs().max() > 0
     assert (two.adapter.ctc_spelling[:, 1:] > 0).any()
