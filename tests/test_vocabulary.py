@@ -13,7 +13,14 @@ from rbalign.errors import DataError
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.synth.speak import plan_views
-from rbalign.synth.vocabulary import OFTENER, SOURCE, inflected_words, practice_examples, vocabulary_words
+from rbalign.synth.vocabulary import (
+    OFTENER,
+    SOURCE,
+    inflected_words,
+    practice_examples,
+    practice_words,
+    vocabulary_words,
+)
 from rbalign.types import Example
 from rbalign.voices.bank import load_bank
 
@@ -50,6 +57,11 @@ def test_inflected_words_are_those_that_the_lexicon_derives():
     assert inflected_words(tokenizer, lexicon) == ["berries", "planting", "baked", "stopped", "goes", "voices"]
     with pytest.raises(DataError, match="lexicon"):
         inflected_words(tokenizer, {"xylophone"})
+    listed, derived = vocabulary_words(tokenizer, lexicon), inflected_words(tokenizer, lexicon)
+    assert practice_words(tokenizer, lexicon, "lexicon") == listed == ["his"]
+    assert practice_words(tokenizer, lexicon, "inflected") == derived
+    assert practice_words(tokenizer, lexicon, "all") == listed + derived
+    assert Counter(practice_words(tokenizer, lexicon, "all", 2)) == dict.fromkeys([*listed, *derived], OFTENER)
 
 
 def test_longer_words_and_names_come_too_and_short_ones_oftener():

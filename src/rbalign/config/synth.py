@@ -131,8 +131,8 @@ class SynthConfig(Section):
     """Practice sentences beside `train`, in which the LLM's own words come one after the other, for connecting."""
     vocabulary_pieces: Annotated[int, Field(ge=1, le=4)] = 1
     """Above 1 they also hold names and the lexicon's words of up to so many tokens, a quarter as often each."""
-    vocabulary_of: Literal["lexicon", "inflected"] = "lexicon"
-    """Words that the pronouncing lexicon lists, or the plurals, -s, -ed and -ing forms of one token that it derives."""
+    vocabulary_of: Literal["lexicon", "inflected", "all"] = "lexicon"
+    """Words that the lexicon lists; plurals, -s, -ed and -ing forms of one token that it derives; or both."""
     vocabulary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
     """Share of a practice sentence's words that are replaced."""
     answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."

@@ -35,7 +35,7 @@ from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
 from rbalign.synth.speak import plan_views, planned, speak_shard
-from rbalign.synth.vocabulary import SOURCE, inflected_words, practice_examples, vocabulary_words
+from rbalign.synth.vocabulary import SOURCE, practice_examples, practice_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import ENDPOINT
@@ -241,11 +241,8 @@ def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -
     texts = [example.instruction for example in written if example.split == Split.TRAIN]
     if not config.vocabulary or not texts:
         return []
-    tokenizer, lexicon = _learner_tokenizer(recipe), pronounced_words()
-    words = (
-        inflected_words(tokenizer, lexicon)
-        if config.vocabulary_of == "inflected"
-        else vocabulary_words(tokenizer, lexicon, config.vocabulary_pieces)
+    words = practice_words(
+        _learner_tokenizer(recipe), pronounced_words(), config.vocabulary_of, config.vocabulary_pieces
     )
     return practice_examples(config.vocabulary, texts, words, recipe.seed, config.vocabulary_share)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -25,6 +25,17 @@ SOURCE = "vocabulary"
 OFTENER = 4
 """Times that a word of one token comes for each time that a longer one comes."""
 _WORD = re.compile(r"^(\W*)(\w.*?)(\W*)$")
+
+
+def practice_words(
+    tokenizer: Any, lexicon: AbstractSet[str], of: Literal["lexicon", "inflected", "all"], pieces: int = 1
+) -> list[str]:
+    """The list that practice sentences go round: what stands in it twice comes twice as often."""
+    if of == "inflected":
+        return inflected_words(tokenizer, lexicon)
+    listed = vocabulary_words(tokenizer, lexicon, pieces)
+    derived = inflected_words(tokenizer, lexicon) if of == "all" else []
+    return listed + derived * (OFTENER if pieces > 1 else 1)
 
 
 def vocabulary_words(tokenizer: Any, pronounced: AbstractSet[str], pieces: int = 1) -> list[str]:
@@ -45,7 +56,7 @@ def vocabulary_words(tokenizer: Any, pronounced: AbstractSet[str], pieces: int =
 def inflected_words(tokenizer: Any, pronounced: AbstractSet[str]) -> list[str]:
     """Words of one token that the lexicon derives instead of listing them: plurals, -s, -ed and -ing of its words.
 
-    5,211 of SmolLM2's words; a connector that practised the lexicon alone has hardly met one of them. Raises DataError
+    5,224 of SmolLM2's words; a connector that practised the lexicon alone has hardly met one of them. Raises DataError
     if there is none.
     """
     found = [
