@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_clip, tiny_lm, tiny_tokenizer, tiny_whisper_config
 from transformers import WhisperModel
 
@@ -130,6 +131,30 @@ def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp
     assert heard.worst("Only the first one heard this.") == 1.0
     for name, value in one.encoder.state_dict().items():
         assert torch.equal(value, two.encoder.state_dict()[name])
+
+
+def test_half_the_way_back_to_the_start(recipe: Recipe, tmp_path: Path) -> None:
+    voices = {split: load_bank().names(split)[0] for split in ("train", "validation")}
+    states = {}
+    for name, fields in {
+        "first": {},
+        "plain": {"start": "first"},
+        "half": {"start": "first", "keep_start": 0.5},
+    }.items():
+        own = {**fields, "start": str(tmp_path / "runs" / "first" / "connect" / "connector")} if fields else {}
+        named = changed(recipe, train_encoder=False, **own).model_copy(update={"name": name})
+        with RunDir.open(tmp_path / "runs", named) as run:
+            speak(run.path("data"), voices)
+            connect.run(named, run)
+            states[name] = load_file(run.path("connect", "connector", "model.safetensors"))
+            counts = json.loads(run.path("connect", "connector", "counts.json").read_text())
+    moved = [name for name, value in states["first"].items() if not torch.equal(value, states["plain"][name])]
+    assert moved
+    for name in moved:
+        middle = (states["first"][name].float() + states["plain"][name].float()) / 2
+        torch.testing.assert_close(states["half"][name].float(), middle, atol=2e-3, rtol=2e-3)
+        assert not torch.equal(states["half"][name], states["plain"][name])
+    assert counts["before_averaging"] is not None
 
 
 def changed(recipe: Recipe, **fields: object) -> Recipe:

@@ -47,7 +47,7 @@ class TeacherConfig(Section):
 class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
-    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start")
+    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start", "keep_start")
 
     encoder: str = "whisper-tiny.en"
     """An asset name or folder of a Whisper model; its encoder is used."""
@@ -61,6 +61,8 @@ class ConnectConfig(Section):
     """Layers of a branch that hears letters before the ctc adapter hears tokens; it needs `letters`. 0: none."""
     start: str | None = None
     """A connector's folder, or "default" for the one that ships, whose weights training starts from."""
+    keep_start: Fraction = 0.0
+    """At the end go this share of the way back to `start`, so that less of what it knew is forgotten (WiSE-FT)."""
     width: Positive = 384
     """Of the adapter's layers."""
     layers: Positive = 3
@@ -92,6 +94,8 @@ class ConnectConfig(Section):
             raise ValueError("letters and speller_layers belong to the ctc adapter, and this is mlp")
         if self.speller_layers and (self.stack % 2 or not self.letters):
             raise ValueError(f"a speller needs letters above 0 and an even stack, not {self.letters} and {self.stack}")
+        if self.keep_start and self.start is None:
+            raise ValueError(f"keep_start = {self.keep_start:g} needs a connector to start from")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self

@@ -80,6 +80,19 @@ def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> 
 
     Raises DataError if there is none, it was trained against another LLM or the shapes differ.
     """
+    model.load_state_dict(_weights_for(model, folder), strict=False)
+
+
+def average_with(model: RbaSpeechForConditionalGeneration, folder: str | Path, share: float) -> None:
+    """Move encoder and adapter this share of the way back to the connector that they started from (WiSE-FT, arXiv
+    2109.01903: what was learned last stays, and less of what was known before is forgotten)."""
+    before, mine = _weights_for(model, folder), connector_state(model)
+    moved = {name: mine[name].lerp(value.float(), share) for name, value in before.items() if value.is_floating_point()}
+    model.load_state_dict(moved, strict=False)
+
+
+def _weights_for(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> dict[str, Tensor]:
+    """A connector's weights, which must fit the model."""
     weights = connector_folder(folder) / WEIGHTS
     if not weights.is_file():
         raise DataError(f"no connector to start from in {weights.parent}", "train it first, or leave start out")
@@ -93,7 +106,7 @@ def start_from(model: RbaSpeechForConditionalGeneration, folder: str | Path) -> 
             f"the connector {folder} has other shapes, first {odd[0]}",
             "set [connect] encoder, adapter, width, layers and stack as its recipe.toml does",
         )
-    model.load_state_dict(kept, strict=False)
+    return kept
 
 
 def tokens_of(folder: str | Path) -> list[int]:

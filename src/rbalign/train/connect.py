@@ -19,7 +19,7 @@ from rbalign.rundir.files import sha256_file
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.speechlm.adapters import CtcAdapter
-from rbalign.speechlm.connector import WEIGHTS, connector_folder, save_connector
+from rbalign.speechlm.connector import WEIGHTS, average_with, connector_folder, save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
 from rbalign.speechlm.policy import REPEAT
@@ -102,6 +102,11 @@ def train_connector(
             callbacks=[Curves(journal, advance)],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        best = {args.metric_for_best_model: trainer.state.best_metric}
+        if config.start is not None and config.keep_start:
+            average_with(model, config.start, config.keep_start)
+            measured = trainer.evaluate()[args.metric_for_best_model]
+            best = {args.metric_for_best_model: measured, "before_averaging": trainer.state.best_metric}
     save_connector(model, folder / "connector")
     return {
         "train_clips": len(heard.ids),
@@ -112,7 +117,7 @@ def train_connector(
         "epochs": epochs,
         "bf16": args.bf16,
         "best_step": trainer.state.best_global_step,
-        args.metric_for_best_model: trainer.state.best_metric,
+        **best,
     }
 
 
