@@ -136,13 +136,9 @@ def test_training_starts_from_a_connector_and_learns_letters(recipe: Recipe, tmp
 def test_half_the_way_back_to_the_start(recipe: Recipe, tmp_path: Path) -> None:
     voices = {split: load_bank().names(split)[0] for split in ("train", "validation")}
     states = {}
-    for name, fields in {
-        "first": {},
-        "plain": {"start": "first"},
-        "half": {"start": "first", "keep_start": 0.5},
-    }.items():
-        own = {**fields, "start": str(tmp_path / "runs" / "first" / "connect" / "connector")} if fields else {}
-        named = changed(recipe, train_encoder=False, **own).model_copy(update={"name": name})
+    start = str(tmp_path / "runs" / "first" / "connect" / "connector")
+    for name, fields in (("first", {}), ("plain", {"start": start}), ("half", {"start": start, "keep_start": 0.5})):
+        named = changed(recipe, train_encoder=False, **fields).model_copy(update={"name": name})
         with RunDir.open(tmp_path / "runs", named) as run:
             speak(run.path("data"), voices)
             connect.run(named, run)
