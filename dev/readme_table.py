@@ -53,8 +53,11 @@ def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
     schools = [counts]
     while "start" in schools[0]:
         schools.insert(0, schools[0]["start"])
+    longest = max(school["speech_hours"] for school in schools)
     further = (
-        f" and {schools[-1]['speech_hours']:.0f} h by `rba run connect-letters` (dev/LOG.md)" if schools[1:] else ""
+        f", and then, from there, on up to {longest:.0f} h that go round longer and inflected words (dev/LOG.md)"
+        if schools[1:]
+        else ""
     )
     heard = len(Signatures.load(SHIPPED / "signatures.bin"))
     said = (
