@@ -29,11 +29,11 @@ def section(name: str, results: dict) -> str:
     asked = Results(results)
     made = main_table(asked)
     sides = {*asked.facets().values(), *SIDES}
-    shown = [i for i, column in enumerate(made["columns"]) if column["headline"] or column["label"] in sides]
-    columns = [made["columns"][i] for i in shown]
-    lines = ["| arm | " + " | ".join(column["label"] for column in columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    shown = {i: column for i, column in enumerate(made["columns"]) if column["headline"] or column["label"] in sides}
+    labels = [column["label"] for column in shown.values()]
+    lines = ["| arm | " + " | ".join(labels) + " |", "|" + "---|" * (len(labels) + 1)]
     for line in made["lines"]:
-        cells = [cell(line["cells"][i], made["columns"][i]["headline"]) for i in shown]
+        cells = [cell(line["cells"][i], column["headline"]) for i, column in shown.items()]
         lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
     note = (
         f"`rba run {name}` (results/{name}.json; its page has every column). 95 % intervals over instructions; * = the "

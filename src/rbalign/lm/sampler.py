@@ -99,7 +99,9 @@ def draw(logits: Tensor, params: SamplingParams, digests: np.ndarray, position: 
 
 def own_levels(level: Level, digests: np.ndarray, position: int) -> np.ndarray:
     """Each row's temperature or top-p, (B,) float64: its own wherever it stands."""
-    low, high = level if isinstance(level, tuple) else (level, level)
+    if not isinstance(level, tuple):
+        return np.full(len(digests), level)
+    low, high = level
     return low + (high - low) * uniforms(digests, position)
 
 

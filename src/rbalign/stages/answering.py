@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from loky.process_executor import BrokenProcessPool
@@ -96,18 +96,15 @@ class Answering:
         return lambda item: clips[item.id]
 
 
-def arm_folders(recipe: Recipe) -> list[str]:
-    """Folder names of the trained arms."""
+def arm_folders(recipe: Recipe) -> dict[str, tuple[str, int]]:
+    """Folder names of the trained arms -> the arm and its seed."""
     align = recipe.align
-    return [arm_name(arm, seed) for arm in align.arms for seed in align.seeds] if align else []
+    return {arm_name(*one): one for one in product(align.arms, align.seeds)} if align else {}
 
 
 def subject_and_seed(folder: str, recipe: Recipe) -> tuple[str, int | None]:
     """The arm and its seed; base and the references have none."""
-    if folder not in arm_folders(recipe):
-        return folder, None
-    arm, _, seed = folder.rpartition("-s")
-    return arm, int(seed)
+    return arm_folders(recipe).get(folder, (folder, None))
 
 
 def decoding(config: EvalConfig, work: Work) -> dict[str, Any]:

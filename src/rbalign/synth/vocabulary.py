@@ -24,6 +24,7 @@ SOURCE = "vocabulary"
 """The label of such examples under "source"."""
 OFTENER = 4
 """Times that a word of one token comes for each time that a longer one comes."""
+_ENDS = (("ies", "y"), ("es", ""), ("s", ""), ("ied", "y"), ("ed", ""), ("d", ""), ("ing", ""), ("ing", "e"))
 _WORD = re.compile(r"^(\W*)(\w.*?)(\W*)$")
 
 
@@ -76,11 +77,9 @@ def _one_token_words(tokenizer: Any) -> list[str]:
 
 def _stems(word: str) -> list[str]:
     """What a word may be a regular form of: berries -> berry, planting -> plant, baked -> bake, stopped -> stop."""
-    ends = {"ies": "y", "es": "", "s": "", "ied": "y", "ed": "", "d": "", "ing": ""}
-    stems = [word[: -len(end)] + instead for end, instead in ends.items() if word.endswith(end)]
+    stems = [word[: -len(end)] + instead for end, instead in _ENDS if word.endswith(end)]
     if word.endswith(("ing", "ed")):
-        bare = word.removesuffix("ing").removesuffix("ed")
-        stems += [bare + "e", bare[:-1]] if bare[-1:] == bare[-2:-1] else [bare + "e"]
+        stems += [stem[:-1] for stem in stems if stem[-1:] == stem[-2:-1]]
     return [stem for stem in stems if len(stem) > 1]
 
 

@@ -6,11 +6,11 @@ example, {"answer", "answer_stop"}. It is a pure function of (seed, index, recip
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import accumulate
 from typing import Any
+
+import numpy as np
 
 from rbalign.assets import home, model_folder
 from rbalign.config.endpoints import TeacherEndpoint
@@ -56,10 +56,9 @@ def domain_of(config: SynthConfig, seed: int, candidate: str) -> Domain | None:
     """The part of the mixture that a candidate comes from, by its key; None without a mixture."""
     if not config.domains:
         return None
-    weights = [domain.weight for domain in config.domains]
-    drawn = Key(seed, "domain", example=candidate).generator().random() * sum(weights)
-    place = bisect(list(accumulate(weights)), drawn)
-    return config.domains[min(place, len(weights) - 1)]
+    weights = np.array([domain.weight for domain in config.domains])
+    place = Key(seed, "domain", example=candidate).generator().choice(len(weights), p=weights / weights.sum())
+    return config.domains[int(place)]
 
 
 def write_references(

@@ -181,10 +181,11 @@ class RemoteTeacher:
 
     def _sampling(self, key: Key, params: SamplingParams) -> dict[str, Any]:
         """The seed is 53 bits of the key's digest: what every JSON number holds exactly."""
-        digest = np.array([key.digest()], dtype=np.uint64)
-        temperature = float(own_levels(params.temperature, digest, TEMPERATURE_AT)[0])
-        top_p = float(own_levels(params.top_p, digest, TOP_P_AT)[0])
-        return {"temperature": temperature, "top_p": top_p, self.config.seed_field: key.digest() >> 11}
+        digest = key.digest()
+        row = np.array([digest], dtype=np.uint64)
+        temperature = float(own_levels(params.temperature, row, TEMPERATURE_AT)[0])
+        top_p = float(own_levels(params.top_p, row, TOP_P_AT)[0])
+        return {"temperature": temperature, "top_p": top_p, self.config.seed_field: digest >> 11}
 
     def _prefix(self, system: str | None) -> list[int] | str:
         """What stands before the user's first word: ids by the tokenizer, or the recipe's literal text."""
