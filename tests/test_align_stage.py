@@ -72,6 +72,9 @@ def test_arms_are_trained_saved_and_not_trained_again(tmp_path, opened):
         assert set(outputs) == {"sft-s0", "rba-single-s0"}
         assert align.plan(run.recipe, run).rows == ()
         assert align.run(run.recipe, run) == outputs
+    retuned = recipe(args_of={"rba-single": {"learning_rate": 1e-3}})
+    with RunDir.open(tmp_path, retuned) as run, pytest.raises(RunError, match="rba-single"):
+        align.run(retuned, run)
     assert len(opened) == 1
     final = arms.final_folder(run, "sft", 0)
     about = json.loads((final / "arm.json").read_text())

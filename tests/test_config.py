@@ -90,6 +90,16 @@ def test_a_table_keeps_the_defaults_of_the_keys_that_it_leaves_out(recipe_file) 
     assert recipe.align.args == {"learning_rate": 2e-4, "warmup_steps": 3}
 
 
+def test_an_arm_may_have_arguments_of_its_own_and_its_match_takes_them() -> None:
+    own = ["--align.args_of.kd.learning_rate", "5e-4", "--align.args_of.rba-single.warmup_steps", "3"]
+    align = load_recipe("laptop", own).align
+    assert align is not None
+    assert align.of_arm("kd-matched", 9).args == {"learning_rate": 5e-4}
+    assert align.of_arm("rba-single", 9).args == {**align.args, "warmup_steps": 3}
+    assert (align.of_arm("sft", 9).args, align.of_arm("sft", 9).updates) == (align.args, 9)
+    assert "a matched arm takes" in refusal("laptop", "--align.args_of.kd-matched.learning_rate", "5e-4")
+
+
 def test_a_range_of_temperatures_can_be_given_and_must_rise() -> None:
     recipe = load_recipe("smoke", ["--synth.instruction.temperature", "[1.0, 1.2]", "--synth.instruction.top_p", "1.0"])
     assert recipe.synth is not None

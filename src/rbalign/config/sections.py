@@ -121,7 +121,7 @@ class GrpoConfig(Section):
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
 
-    younger: ClassVar[tuple[str, ...]] = ("mixtures", "grpo", "min_score_gap")
+    younger: ClassVar[tuple[str, ...]] = ("mixtures", "grpo", "min_score_gap", "args_of")
 
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
@@ -173,6 +173,8 @@ class AlignConfig(Section):
     """LoraConfig by its own names."""
     args: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 2e-4})
     """TrainingArguments by their own names."""
+    args_of: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """ARM = {...} over `args` for one arm, and for the arm that matches it: what equal tuning chose for each."""
     select_by: Literal["last", "validation"] = "last"
     """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
     save_every: Positive = 10
@@ -199,7 +201,15 @@ class AlignConfig(Section):
                 raise unknown("[align] arm", arm, known, "or a name of your own in [align.mixtures]")
             if arm.endswith(MATCHED) and not (rivals and objective(arm) in self.arms):
                 raise ValueError(f"{arm} needs {objective(arm)} and an rba arm beside it, whose operations it matches")
+        for arm in self.args_of:
+            if arm not in (known := [*ARMS, *self.mixtures]):
+                raise unknown("[align.args_of] arm", arm, known, "a matched arm takes those of the arm that it matches")
         return self
+
+    def of_arm(self, arm: str, updates: int) -> Self:
+        """What one arm trains by: its own arguments over the common ones, for so many updates."""
+        args = {**self.args, **self.args_of.get(objective(arm), {})}
+        return self.model_copy(update={"updates": updates, "args": args, "args_of": {}})
 
     def mixture(self, arm: str) -> dict[str, float]:
         """The terms of an arm with their weights; a weight of 0 is no term."""

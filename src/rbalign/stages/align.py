@@ -129,10 +129,10 @@ def _updates(config: AlignConfig, run: RunDir, arm: str, seed: int) -> int:
 
 
 def _arm_settings(recipe: Recipe, job: Job) -> dict[str, Any]:
-    """What one arm depends on: all of [align] but the lists of arms and seeds."""
-    whole = settings(recipe, "align")
+    """What one arm depends on: all of [align] but the lists of arms and seeds, and other arms' arguments."""
+    own = align_config(recipe).of_arm(job.arm, job.updates)
+    whole = settings(recipe.model_copy(update={"align": own}), "align")
     section = {name: value for name, value in whole["align"].items() if name not in ("arms", "seeds")}
-    section["updates"] = job.updates
     return {**whole, "align": section, "arm": job.arm, "arm_seed": job.seed}
 
 

@@ -133,7 +133,7 @@ class Arms:
         trainer = AlignTrainer(
             self.policy,
             objective(arm),
-            self.config.model_copy(update={"updates": updates}),
+            self.config.of_arm(arm, updates),
             self.items,
             arm_folder(self.run, arm, seed),
             seed=arm_seed,
