@@ -48,7 +48,7 @@ def heard(model):
     inputs = tiny_processor()(audio=[tiny_clip(1.0, 3), tiny_clip(0.7, 4)], return_tensors="pt")
     with torch.no_grad():
         states = model.encode_audio(inputs["input_features"], inputs["feature_lengths"])
-        return model.adapt(states), model.transcribe(states)
+        return model.adapt(states), model.transcribe(model.hear(states))
 
 
 def test_letters_start_silent_and_then_speak(tmp_path):

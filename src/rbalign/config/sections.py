@@ -44,10 +44,23 @@ class TeacherConfig(Section):
         return self.endpoint.model if self.endpoint else self.model
 
 
+class FusionConfig(Section):
+    """How the LLM reads along with the ctc adapter: a beam search over what both expect (speechlm/fusion.py)."""
+
+    beams: Annotated[int, Field(ge=0)] = 4
+    """Transcripts kept at a time; 0 is greedy CTC, without the LLM."""
+    lm_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    """Of the LLM's log-probability of a token beside the ctc adapter's."""
+    token_bonus: float = 1.0
+    """Nats added for each token: to the LLM each of them is a cost, silence is none."""
+    path_share: Fraction = 0.5
+    """Of an audio position: the token that the search chose; the rest is spread over all tokens as they were heard."""
+
+
 class ConnectConfig(Section):
     """`rba connect`: train encoder and adapter on self-synthesised speech so that the LLM can hear."""
 
-    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start", "keep_start")
+    younger: ClassVar[tuple[str, ...]] = ("letters", "speller_layers", "start", "keep_start", "fusion")
 
     encoder: str = "whisper-tiny.en"
     """An asset name or folder of a Whisper model; its encoder is used."""
@@ -63,6 +76,8 @@ class ConnectConfig(Section):
     """A connector's folder, or "default" for the one that ships, whose weights training starts from."""
     keep_start: Fraction = 0.0
     """At the end go this share of the way back to `start`, so that less of what it knew is forgotten (WiSE-FT)."""
+    fusion: FusionConfig = FusionConfig()
+    """How the LLM reads along with the ctc adapter, once it is trained."""
     width: Positive = 384
     """Of the adapter's layers."""
     layers: Positive = 3

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rbalign.speechlm.configuration import RbaSpeechConfig
-from rbalign.speechlm.ctc import Segment, segments
+from rbalign.speechlm.ctc import segments
 from rbalign.speechlm.encoder import EncoderStates
+from rbalign.speechlm.fusion import FLOOR, Fusion, Slots
 from rbalign.speechlm.layers import AdapterLayer, attention_mask, stack_frames
 from rbalign.speechlm.letters import LONGEST, letter_rows
 from rbalign.speechlm.speller import Speller, Spelt
@@ -100,43 +101,50 @@ class CtcAdapter(nn.Module):
             hidden = torch.cat([hidden, self.spell(x)], dim=-1)
         return CtcFrames(hidden, self.blank(x).squeeze(-1), lengths, spelt)
 
-    def read(self, frames: CtcFrames, index: int, table: Tensor) -> tuple[Tensor, Tensor, list[Segment]]:
-        """Posteriors of clip `index`: P(token | not blank) (T,V), P(blank) (T,), its greedy segments."""
-        length = int(frames.lengths[index])
-        logits = (frames.hidden[index, :length].to(table.dtype) @ table.T).float()
-        normaliser = logits.logsumexp(-1)
-        blank = torch.sigmoid(frames.blank[index, :length].float() - normaliser)
-        found = segments(logits.detach().argmax(-1), blank.detach(), self.blank_threshold)
-        return (logits - normaliser[:, None]).exp(), blank, found
+    def slots(self, frames: CtcFrames, table: Tensor) -> list[Slots]:
+        """Where each clip may say a token: one slot for each token of its greedy path.
 
-    def forward(self, states: EncoderStates, embedding: Tensor) -> list[Tensor]:
-        """Audio positions of each clip: list of (N_i, D_llm), one for each greedy token, N_i >= 1.
-
-        A position is sum_v p(v) E_v over the speakable tokens, p being the segment's mean posterior, its frames
-        weighted by how little they are blank.
+        A slot's distribution is the mean over its frames, each weighted by how little it is blank.
         """
-        frames, (table, spoken) = self.frames(states), self.tables(embedding)
         clips = []
-        for index in range(len(frames.hidden)):
-            tokens, blank, found = self.read(frames, index, table)
-            pooled = []
-            for segment in found:
-                rows = slice(segment.start, segment.end)
-                weights = 1.0 - blank[rows] + 1e-6
-                pooled.append((weights / weights.sum()) @ tokens[rows])
-            clips.append(torch.stack(pooled).to(spoken.dtype) @ spoken)
+        for index, length in enumerate(frames.lengths.tolist()):
+            logits = (frames.hidden[index, :length].to(table.dtype) @ table.T).float()
+            normaliser = logits.logsumexp(-1)
+            blank = torch.sigmoid(frames.blank[index, :length].float() - normaliser)
+            tokens = (logits - normaliser[:, None]).exp()
+            pooled, said, empty = [], [], []
+            for segment in segments(logits.detach().argmax(-1), blank.detach(), self.blank_threshold):
+                own = blank[segment.start : segment.end]
+                weights = 1.0 - own + 1e-6
+                pooled.append((weights / weights.sum()) @ tokens[segment.start : segment.end])
+                said.append((1.0 - own.min()).clamp_min(FLOOR).log())
+                empty.append(own.clamp_min(FLOOR).log().sum())
+            clips.append(Slots(torch.stack(pooled), torch.stack(said), torch.stack(empty)))
         return clips
+
+    def forward(
+        self, states: EncoderStates, embedding: Tensor, fusion: Fusion | None = None, paths: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Audio positions of each clip: list of (N_i, D_llm), N_i >= 1: sum_v p(v) E_v over the speakable tokens.
+
+        Without `fusion` p is what each slot says; with it, what the language model makes of that along the best path
+        (`paths`, if they are known).
+        """
+        table, spoken = self.tables(embedding)
+        slots = self.slots(self.frames(states), table)
+        tokens = fusion.fused(slots, paths or fusion.best_paths(slots)) if fusion else [clip.tokens for clip in slots]
+        return [own.to(spoken.dtype) @ spoken for own in tokens]
+
+    @torch.no_grad()
+    def hear(self, states: EncoderStates, embedding: Tensor, fusion: Fusion | None = None) -> list[Tensor]:
+        """The path (N_i, 2) through each clip, slot and row of the table: greedy CTC, or the best of `fusion`."""
+        slots = self.slots(self.frames(states), self.tables(embedding)[0])
+        return fusion.best_paths(slots) if fusion else [clip.greedy() for clip in slots]
 
     @torch.no_grad()
     def greedy(self, frames: CtcFrames, table: Tensor) -> list[list[int]]:
         """Greedy CTC: rows of the table for each clip."""
-        return [[segment.token for segment in self.read(frames, i, table)[2]] for i in range(len(frames.hidden))]
-
-    @torch.no_grad()
-    def transcribe(self, states: EncoderStates, embedding: Tensor) -> list[list[int]]:
-        """Greedy CTC: LLM token ids of each clip."""
-        ids, (table, _) = self.ctc_token_ids.tolist(), self.tables(embedding)
-        return [[ids[row] for row in rows] for rows in self.greedy(self.frames(states), table)]
+        return [clip.greedy()[:, 1].tolist() for clip in self.slots(frames, table)]
 
 
 class MlpAdapter(nn.Module):

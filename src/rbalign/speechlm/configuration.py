@@ -22,6 +22,8 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
     written (speechlm/letters.py), beside the embedding's, which say what they mean; 0 leaves them out.
     `ctc_speller_layers` counts the layers of the branch that hears letters first (speechlm/speller.py); 0 leaves it
     out. A frame is dropped where P(blank) is at least `blank_threshold`.
+    `fusion` lets the LLM choose among the tokens heard: the fields of `speechlm.fusion.Fusion` from `context_ids` on;
+    None is greedy CTC.
     `audio_token_id` is the id of "<|audio|>"; it may lie beyond the LLM's embedding, which never sees it.
     `connector_only` marks a folder that holds encoder and adapter but no LLM.
     """
@@ -43,6 +45,7 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         ctc_letters: int = 0,
         ctc_speller_layers: int = 0,
         blank_threshold: float = 0.5,
+        fusion: dict[str, Any] | None = None,
         audio_token_id: int = 49152,
         connector_only: bool = False,
         **kwargs: Any,
@@ -71,6 +74,7 @@ class RbaSpeechConfig(PreTrainedConfig):  # type: ignore[misc]
         self.ctc_letters = ctc_letters
         self.ctc_speller_layers = ctc_speller_layers
         self.blank_threshold = blank_threshold
+        self.fusion = fusion
         self.audio_token_id = audio_token_id
         self.connector_only = connector_only
         super().__init__(**kwargs)

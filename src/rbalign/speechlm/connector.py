@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, WhisperModel
 
 from rbalign.errors import DataError, UsageError
 from rbalign.keys import Key
+from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.configuration import RbaSpeechConfig
 from rbalign.speechlm.letters import spelled
@@ -178,6 +179,15 @@ def connector_folder(wanted: str | Path) -> Path:
     if not (DEFAULT_FOLDER / WEIGHTS).is_file():
         raise UsageError("this installation has no default connector", "train one with `rba connect connect`")
     return DEFAULT_FOLDER
+
+
+def connector_hash(folder: Path) -> str:
+    """Of what a connector hears: its weights, and how the LLM reads along if it does; "missing" without weights."""
+    if not (folder / WEIGHTS).is_file():
+        return "missing"
+    weights = sha256_file(folder / WEIGHTS)
+    fusion = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fusion")
+    return weights if fusion is None else stable_hash([weights, fusion])
 
 
 def load_default(language_model: PreTrainedModel) -> RbaSpeechForConditionalGeneration:

@@ -14,6 +14,7 @@ from rbalign.errors import UsageError
 from rbalign.speechlm.adapters import CtcAdapter, MlpAdapter
 from rbalign.speechlm.configuration import AUDIO_TOKEN, RbaSpeechConfig
 from rbalign.speechlm.encoder import EncoderStates, UnpaddedWhisperEncoder
+from rbalign.speechlm.fusion import Fusion
 
 if TYPE_CHECKING:
     from rbalign.lm.sampler import Prompts
@@ -81,23 +82,40 @@ class RbaSpeechForConditionalGeneration(PreTrainedModel, GenerationMixin):  # ty
         states: EncoderStates = self.encoder(input_features.to(self.encoder.conv1.weight.dtype), feature_lengths)
         return states
 
-    def adapt(self, states: EncoderStates) -> list[Tensor]:
-        """Encoder frames -> audio positions in the LLM's input space, list of (N_i, D_llm), differentiable."""
-        module = self.get_input_embeddings()
-        clips: list[Tensor] = self.adapter(states, module.weight)
-        scale = getattr(module, "embed_scale", None)  # Gemma multiplies its embeddings on the way in
-        if scale is not None and isinstance(self.adapter, CtcAdapter):
-            clips = [clip * scale for clip in clips]
-        return clips
+    @property
+    def fusion(self) -> Fusion | None:
+        """The language model as one that reads along, if the configuration asks for it."""
+        if self.config.fusion is None or not isinstance(self.adapter, CtcAdapter):
+            return None
+        return Fusion(self.language_model, self.adapter.ctc_token_ids, **self.config.fusion)
 
-    def transcribe(self, states: EncoderStates) -> list[list[int]]:
-        """What the CTC adapter heard, greedily: the LLM's token ids of each clip."""
+    def adapt(self, states: EncoderStates, paths: list[Tensor] | None = None) -> list[Tensor]:
+        """Encoder frames -> audio positions in the LLM's input space, list of (N_i, D_llm), differentiable.
+
+        `paths`: what `hear` made of the same frames, if that is known.
+        """
+        module = self.get_input_embeddings()
+        if not isinstance(self.adapter, CtcAdapter):
+            positions: list[Tensor] = self.adapter(states, module.weight)
+            return positions
+        clips: list[Tensor] = self.adapter(states, module.weight, self.fusion, paths)
+        scale = getattr(module, "embed_scale", None)  # Gemma multiplies its embeddings on the way in
+        return clips if scale is None else [clip * scale for clip in clips]
+
+    def hear(self, states: EncoderStates) -> list[Tensor]:
+        """What the CTC adapter heard: the path (N_i, 2) through each clip, slot and row of its table."""
         if not isinstance(self.adapter, CtcAdapter):
             raise UsageError(
                 f"the {self.config.adapter_type!r} adapter has no transcript",
                 "use a connector with the ctc adapter, or ask the model to repeat the words",
             )
-        return self.adapter.transcribe(states, self.get_input_embeddings().weight)
+        return self.adapter.hear(states, self.get_input_embeddings().weight, self.fusion)
+
+    def transcribe(self, paths: list[Tensor]) -> list[list[int]]:
+        """The same as the LLM's token ids."""
+        assert isinstance(self.adapter, CtcAdapter)  # others give no path
+        ids = self.adapter.ctc_token_ids.cpu()
+        return [ids[path[:, 1]].tolist() for path in paths]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...,) -> LLM input embeddings (...,D). The audio placeholder, which has none, counts as id 0."""

@@ -102,7 +102,8 @@ class SpeechPolicy(nn.Module):
     def audio(self, views: Sequence[View]) -> list[Tensor]:
         """Audio positions (N_i, D) of each view. Differentiable in the adapter while it trains, else cached."""
         if self.train_adapter:
-            return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
+            with self.lora_off():  # of an LLM that reads along: what is heard must not depend on the arm
+                return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
         return self.cache.get("positions", views, self._positions)
 
     def encoder_rows(self, views: Sequence[View]) -> list[Tensor]:
@@ -111,12 +112,13 @@ class SpeechPolicy(nn.Module):
 
     @torch.no_grad()
     def heard(self, views: Sequence[View]) -> list[str]:
-        """What was understood, as words, greedily: what the self-cascade reads.
+        """What was understood, as words: what the self-cascade reads.
 
         The ctc adapter has a transcript; behind any other the untouched language model is asked to repeat the words.
         """
         if self.speech.config.adapter_type == "ctc":
-            rows = self.speech.transcribe(EncoderStates.stack(self.encoder_rows(views)))
+            paths = self._paths(views) if self.train_adapter else self.cache.get("paths", views, self._paths)
+            rows = self.speech.transcribe(paths)
         else:
             prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
             caps = [8 + int(REPEATED_A_SECOND * view.seconds) for view in views]
@@ -127,7 +129,14 @@ class SpeechPolicy(nn.Module):
 
     @torch.no_grad()
     def _positions(self, views: list[View]) -> list[Tensor]:
-        return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
+        paths = self.cache.get("paths", views, self._paths) if self.speech.fusion else None
+        with self.lora_off():
+            return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views)), paths))
+
+    @torch.no_grad()
+    def _paths(self, views: Sequence[View]) -> list[Tensor]:
+        with self.lora_off():
+            return list(self.speech.hear(EncoderStates.stack(self.encoder_rows(views))))
 
     @torch.no_grad()
     def _encode(self, views: list[View]) -> list[Tensor]:
@@ -303,6 +312,7 @@ class SpeechPolicy(nn.Module):
             self._connector = {name: value.clone() for name, value in self.speech.adapter.state_dict().items()}
         self.speech.adapter.load_state_dict(self._connector if path is None else load_file(path))
         self.cache.drop("positions")
+        self.cache.drop("paths")
 
     def _add_lora(self, lora: Mapping[str, Any], seed: int) -> None:
         from peft import LoraConfig, get_peft_model

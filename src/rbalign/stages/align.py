@@ -17,7 +17,6 @@ from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig
 from rbalign.data.dataset import Dataset
 from rbalign.errors import UsageError
-from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.stages.arms import Job, align_config, arm_folder, arm_name, cost, training, updates_done
 from rbalign.stages.base import Plan, PlanRow
@@ -51,13 +50,12 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 def inputs(recipe: Recipe) -> Mapping[str, str]:
     """The connector, where it comes from outside the run."""
-    from rbalign.speechlm.connector import WEIGHTS, connector_folder
+    from rbalign.speechlm.connector import connector_folder, connector_hash
 
     config = align_config(recipe)
     if config.connector == "connect":
         return {}
-    weights = connector_folder(config.connector) / WEIGHTS
-    return {"connector": sha256_file(weights) if weights.is_file() else "missing"}
+    return {"connector": connector_hash(connector_folder(config.connector))}
 
 
 def check(recipe: Recipe) -> None:

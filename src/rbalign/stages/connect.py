@@ -83,7 +83,15 @@ def check(recipe: Recipe) -> None:
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
-    from rbalign.speechlm.connector import SIGNATURES, WEIGHTS, connector_folder, new_model, start_from, tokens_of
+    from rbalign.lm.templates import prequery_ids
+    from rbalign.speechlm.connector import (
+        SIGNATURES,
+        connector_folder,
+        connector_hash,
+        new_model,
+        start_from,
+        tokens_of,
+    )
     from rbalign.train.connect import train_connector
     from rbalign.train.spelling import choose_tokens
 
@@ -95,6 +103,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     tokens = choose_tokens(lm.tokenizer, train.texts) if config.adapter == "ctc" else None
     if tokens and config.start is not None:  # what it could say before it can still say
         tokens = sorted({*tokens, *tokens_of(config.start)})
+    reads_along = config.fusion.beams and tokens is not None
     shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
     model = new_model(
         model_folder(config.encoder),
@@ -105,6 +114,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         adapter_type=config.adapter,
         ctc_letters=config.letters if tokens else 0,
         ctc_speller_layers=config.speller_layers if tokens else 0,
+        fusion={**config.fusion.model_dump(), "context_ids": prequery_ids(lm.tokenizer)} if reads_along else None,
         **{f"adapter_{name}": value for name, value in shape.items()},
     )
     known = Signatures.build(())
@@ -132,7 +142,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     atomic_write(connector / "counts.json", json.dumps(counts, indent=1, sort_keys=True) + "\n")
     shutil.copyfile(folder / "metrics.jsonl", connector / "metrics.jsonl")
     shutil.copyfile(run.path("recipe.toml"), connector / "recipe.toml")
-    return {"connector": sha256_file(connector / WEIGHTS)}
+    return {"connector": connector_hash(connector)}
 
 
 def _config(recipe: Recipe) -> ConnectConfig:
