@@ -1,6 +1,7 @@
 """What a connector hears: WER on held-out sentences x every test voice, on splices of 20 to 30 s, and on people.
 
-A ctc adapter gives its greedy transcript; a model with another adapter is asked to repeat the words.
+A ctc adapter gives what the LLM that reads along makes of it, and "greedy" what it hears alone; a model with another
+adapter is asked to repeat the words.
 
     python benchmarks/hearing.py [--connector FOLDER] [--out quality.json]
 
@@ -100,16 +101,18 @@ def splices(spoken):
 
 
 def people():
-    """Recordings by people with what they say: {set: [(path, text)]}. For reports only: nothing is tuned on them."""
+    """Recordings by people with what they say: {set: [(clip, text)]}. For reports only: nothing is tuned on them."""
     folder = assets.folder("asterisk-sounds")
     rows = [json.loads(row) for row in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     prompts = [(folder / row["file"], row["text"]) for row in rows if len(row["text"].split()) >= FEWEST_WORDS]
     tests = assets.folder("pocketsphinx-testdata")
-    return {
+    sets = {
         "telephone prompts (one speaker, 8 kHz)": prompts,
         "LibriVox (one reader)": transcribed(tests / "librivox" / "transcription"),
         "playing cards, named (one speaker)": transcribed(tests / "cards" / "cards.transcription"),
     }
+    clips = {name: [(read_audio(path), text) for path, text in pairs] for name, pairs in sets.items()}
+    return {name: [one for one in own if len(one[0]) / RATE < MAX_SECONDS] for name, own in clips.items()}
 
 
 def transcribed(listing):
@@ -124,6 +127,32 @@ def as_view(identity, samples):
     return View(identity, 0, "test-only", ViewSpec("human"), len(samples) / RATE, to_flac(samples))
 
 
+def measured(policy, recordings):
+    """The three measures for what this policy hears."""
+    found, spoken = heldout(policy)
+    long = splices(spoken)
+    spliced = rate([text for _, text in long], transcripts(policy, [view for view, _ in long]))
+    spliced |= {"seconds": round(float(np.mean([view.seconds for view, _ in long])), 1)}
+    out = {"heldout": found, "spliced": spliced | {"ratio": round(spliced["wer"] / found["wer"], 3)}, "people": {}}
+    for name, pairs in recordings.items():
+        views = [as_view(f"{name}-{i}", clip) for i, (clip, _) in enumerate(pairs)]
+        out["people"][name] = {"ours": rate([text for _, text in pairs], transcripts(policy, views))}
+    return out
+
+
+def add_whisper(out, recordings):
+    """What Whisper tiny.en hears of one voice of each held-out sentence, and of people."""
+    tiny = Transcriber("whisper-tiny.en-ct2", workers=os.cpu_count() or 1)
+    data = Dataset.open(heldout_folder(SHIPPED))
+    said = {example.id: example.spoken for example in data.examples("test")}
+    one_each = {view.example_id: view for view in data.views("test")}
+    heard = list(tiny.transcribe_many(read_audio(view.flac) for view in one_each.values()))
+    out["heldout"]["whisper tiny.en, one voice each"] = rate([said[name] for name in one_each], heard)
+    for name, pairs in recordings.items():
+        heard = list(tiny.transcribe_many(clip for clip, _ in pairs))
+        out["people"][name]["whisper tiny.en"] = rate([text for _, text in pairs], heard)
+
+
 def main():
     """Measure, print, and write."""
     parser = argparse.ArgumentParser()
@@ -132,22 +161,13 @@ def main():
     options = parser.parse_args()
     recipe = Recipe(name="hearing", align=AlignConfig(connector=options.connector))
     policy = open_policy(recipe, RunDir.look(Path("runs"), recipe))
-    tiny = Transcriber("whisper-tiny.en-ct2", workers=os.cpu_count() or 1)
-    found, spoken = heldout(policy)
-    one_each = list({view.example_id: (view, text) for view, text in spoken}.values())
-    found["whisper tiny.en, one voice each"] = rate(
-        [text for _, text in one_each], list(tiny.transcribe_many(read_audio(view.flac) for view, _ in one_each))
-    )
-    long = splices(spoken)
-    spliced = rate([text for _, text in long], transcripts(policy, [view for view, _ in long]))
-    spliced |= {"seconds": round(float(np.mean([view.seconds for view, _ in long])), 1)}
-    out = {"heldout": found, "spliced": spliced | {"ratio": round(spliced["wer"] / found["wer"], 3)}, "people": {}}
-    for name, recordings in people().items():
-        heard = [(read_audio(path), text) for path, text in recordings]
-        clips, texts = zip(*[pair for pair in heard if len(pair[0]) / RATE < MAX_SECONDS], strict=True)
-        views = [as_view(f"{name}-{i}", clip) for i, clip in enumerate(clips)]
-        theirs = list(tiny.transcribe_many(clips))
-        out["people"][name] = {"ours": rate(texts, transcripts(policy, views)), "whisper tiny.en": rate(texts, theirs)}
+    recordings = people()
+    out = measured(policy, recordings)
+    if policy.speech.fusion is not None:
+        policy.speech.config.fusion = None
+        policy.cache.drop("paths")
+        out["greedy"] = measured(policy, recordings)
+    add_whisper(out, recordings)
     counts = Path(options.connector) / "counts.json"
     if counts.is_file():
         out["connector"] = json.loads(counts.read_text(encoding="utf-8"))

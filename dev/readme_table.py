@@ -67,22 +67,31 @@ def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
     )
     tiny = "whisper tiny.en"
     heldout, spliced = quality["heldout"], quality["spliced"]
-    other = mlp or {"heldout": {"voices": {}}, "spliced": None, "people": {}}
+    alone, other = quality["greedy"], mlp or {"heldout": {"voices": {}}, "spliced": None, "people": {}}
     rows = [
-        ("held-out sentences, every test voice", heldout, mlp and other["heldout"], heldout[f"{tiny}, one voice each"]),
+        (
+            "held-out sentences, every test voice",
+            heldout,
+            alone["heldout"],
+            mlp and other["heldout"],
+            heldout[f"{tiny}, one voice each"],
+        ),
         *(
-            (f"of these, {name}", one, other["heldout"]["voices"].get(name), None)
+            (f"of these, {name}", one, alone["heldout"]["voices"][name], other["heldout"]["voices"].get(name), None)
             for name, one in heldout["voices"].items()
         ),
-        (f"spliced to {spliced['seconds']:.0f} s on average", spliced, other["spliced"], None),
+        (f"spliced to {spliced['seconds']:.0f} s on average", spliced, alone["spliced"], other["spliced"], None),
         *(
-            (name, pair["ours"], other["people"].get(name, {}).get("ours"), pair[tiny])
+            (name, pair["ours"], alone["people"][name]["ours"], other["people"].get(name, {}).get("ours"), pair[tiny])
             for name, pair in quality["people"].items()
         ),
     ]
-    lines = ["| WER, % | clips | this connector | MLP adapter | Whisper tiny.en |", "|---|---|---|---|---|"]
-    for name, ours, second, theirs in rows:
-        lines.append(f"| {name} | {ours['clips']} | {percent(ours)} | {percent(second)} | {percent(theirs)} |")
+    lines = [
+        "| WER, % | clips | this connector | its CTC alone, greedy | MLP adapter | Whisper tiny.en |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, ours, *others in rows:
+        lines.append(f"| {name} | {ours['clips']} | {' | '.join(map(percent, [ours, *others]))} |")
     if mlp:
         own = mlp["connector"]
         said += (

@@ -16,9 +16,12 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 VOICES = ("anna", "ben", "carla")
 
 
-def tiny_policy(lora=LORA, seed=0, adapter="ctc", **options) -> SpeechPolicy:
+FUSION = {"beams": 3, "lm_weight": 0.5, "token_bonus": 1.0, "path_share": 0.5, "context_ids": [1, 5]}
+
+
+def tiny_policy(lora=LORA, seed=0, adapter="ctc", fusion=None, **options) -> SpeechPolicy:
     """A random model hardly ever draws the one end token: here 80 others end a sample too, so that some samples end."""
-    speech = tiny_speech_model(adapter, seed)
+    speech = tiny_speech_model(adapter, seed, fusion=fusion)
     policy = SpeechPolicy(speech, tiny_processor(), system="Be brief.", lora=lora, seed=seed, **options)
     policy.end_ids = (*policy.end_ids, *range(100, 180))
     return policy

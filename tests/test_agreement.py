@@ -10,7 +10,7 @@ import random
 
 import pytest
 import torch
-from aligning import assert_samples_agree, plain_logprobs, swapped, tiny_items, tiny_policy, tiny_view
+from aligning import FUSION, assert_samples_agree, plain_logprobs, swapped, tiny_items, tiny_policy, tiny_view
 from tiny import tiny_clip
 
 from rbalign.keys import Key
@@ -19,9 +19,9 @@ from rbalign.lm.sampler import GenerateSampler
 from rbalign.train.rollout import draw_groups
 
 
-@pytest.fixture
-def moved():
-    policy = tiny_policy()
+@pytest.fixture(params=[None, FUSION], ids=["ctc", "fusion"])
+def moved(request):
+    policy = tiny_policy(fusion=request.param)
     torch.manual_seed(5)
     with torch.no_grad():
         for value in policy.trainable().values():
@@ -45,9 +45,9 @@ def test_2_other_audio_means_other_logprobs(moved):
     assert (straight - crossed).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("adapter", ["ctc", "mlp"])
-def test_2_the_gradient_reaches_the_input_features(adapter):
-    policy = tiny_policy(adapter=adapter)
+@pytest.mark.parametrize(("adapter", "fusion"), [("ctc", None), ("ctc", FUSION), ("mlp", None)])
+def test_2_the_gradient_reaches_the_input_features(adapter, fusion):
+    policy = tiny_policy(adapter=adapter, fusion=fusion)
     clips = [tiny_clip(0.8, seed) for seed in (1, 2)]
     inputs = policy.processor(audio=clips, return_tensors="pt")
     features = inputs["input_features"].requires_grad_()

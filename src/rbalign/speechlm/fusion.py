@@ -2,8 +2,9 @@
 
 CTC decides each token by sound alone; a homophone, or a word that stands beside its own ending ("painted", "ainted"),
 it cannot tell. The LLM that will answer reads the tokens as a user's words and says which one comes next, and a beam
-search takes the way through the clip on which both agree (Hannun et al. 2014, arXiv 1408.2873). Measured on the
-shipped connector's validation clips: dev/LOG.md.
+search takes the way through the clip on which both agree (Hannun et al. 2014, arXiv 1408.2873). It reads with LoRA
+off: what is heard does not depend on the arm. On the shipped connector's validation clips WER falls from 9.4 to 6.2 %
+(laptop's) and from 7.7 to 5.5 % (connect's), for 0.2 s a clip.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+from rbalign.lm.lora import lora_off
 
 CANDIDATES = 5
 """Tokens tried in a slot. Eight, with twice the beams, gave 0.1 points of WER for twice the time."""
@@ -60,6 +63,10 @@ class Fusion:
     @torch.no_grad()
     def best_paths(self, clips: Sequence[Slots]) -> list[Tensor]:
         """The likeliest path through each clip. Beams with the same tokens are one, the better."""
+        with lora_off(self.language_model):
+            return self._search(clips)
+
+    def _search(self, clips: Sequence[Slots]) -> list[Tensor]:
         reader = _Reader(self.language_model, self.token_ids, self.context_ids, len(clips))
         candidates = [_Candidates.of(clip) for clip in clips]
         beams = {number: [_Beam(0.0, (), number)] for number in range(len(clips))}
@@ -69,7 +76,7 @@ class Fusion:
             for number in list(beams):
                 beams[number] = self._grown(beams[number], candidates[number], slot, reader.log_probs)
                 if slot + 1 == len(clips[number].empty):
-                    found[number] = beams.pop(number)[0].path
+                    found[number] = next((beam.path for beam in beams.pop(number) if beam.path), ())
             reader.read([beam for own in beams.values() for beam in own])
             slot += 1
         return [torch.tensor(found[number] or candidates[number].surest()) for number in range(len(clips))]
@@ -97,7 +104,8 @@ class Fusion:
         device = self.token_ids.device
         ids = pad_sequence(rows, batch_first=True).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-        hidden = self.language_model.get_decoder()(input_ids=ids, attention_mask=mask)[0]
+        with lora_off(self.language_model):
+            hidden = self.language_model.get_decoder()(input_ids=ids, attention_mask=mask)[0]
         head = self.language_model.get_output_embeddings().weight[self.token_ids]
         start = len(context) - 1
         return [own[start : start + len(row)] @ head.T for own, row in zip(hidden, tokens, strict=True)]

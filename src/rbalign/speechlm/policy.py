@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from rbalign.keys import Key
 from rbalign.lm.branches import branch_hidden
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logits
+from rbalign.lm.lora import lora_off
 from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
 from rbalign.lm.templates import around_user, end_ids
 from rbalign.speechlm.clipcache import ClipCache
@@ -102,8 +103,7 @@ class SpeechPolicy(nn.Module):
     def audio(self, views: Sequence[View]) -> list[Tensor]:
         """Audio positions (N_i, D) of each view. Differentiable in the adapter while it trains, else cached."""
         if self.train_adapter:
-            with self.lora_off():  # of an LLM that reads along: what is heard must not depend on the arm
-                return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
+            return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
         return self.cache.get("positions", views, self._positions)
 
     def encoder_rows(self, views: Sequence[View]) -> list[Tensor]:
@@ -130,13 +130,11 @@ class SpeechPolicy(nn.Module):
     @torch.no_grad()
     def _positions(self, views: list[View]) -> list[Tensor]:
         paths = self.cache.get("paths", views, self._paths) if self.speech.fusion else None
-        with self.lora_off():
-            return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views)), paths))
+        return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views)), paths))
 
     @torch.no_grad()
     def _paths(self, views: Sequence[View]) -> list[Tensor]:
-        with self.lora_off():
-            return list(self.speech.hear(EncoderStates.stack(self.encoder_rows(views))))
+        return list(self.speech.hear(EncoderStates.stack(self.encoder_rows(views))))
 
     @torch.no_grad()
     def _encode(self, views: list[View]) -> list[Tensor]:
@@ -238,14 +236,9 @@ class SpeechPolicy(nn.Module):
         with self.lora_off():
             return self.measure(self.text_prompts(texts), completions, "logits")
 
-    @contextmanager
-    def lora_off(self) -> Iterator[None]:
+    def lora_off(self) -> AbstractContextManager[None]:
         """The untouched language model, for as long as the block runs."""
-        if not self._peft:
-            yield
-            return
-        with self._peft[0].disable_adapter():
-            yield
+        return lora_off(self.lm)
 
     def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> None:
         shared = 0 if prompts.shared is None else len(prompts.shared)

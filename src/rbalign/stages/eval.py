@@ -57,6 +57,13 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     return evaluation.conclude()
 
 
+def inputs(recipe: Recipe) -> Mapping[str, str]:
+    """The connector, where no earlier stage names it."""
+    from rbalign.speechlm.connector import connector_folder, connector_hash
+
+    return {} if recipe.align or recipe.connect else {"connector": connector_hash(connector_folder("default"))}
+
+
 def write_results(run: RunDir, results: Mapping[str, Any], notes: Sequence[str]) -> Mapping[str, str]:
     """results.json, and its hash as the stage's output."""
     path, whole = run.path("results.json"), {**results, "notes": list(notes)}
