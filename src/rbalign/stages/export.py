@@ -22,6 +22,7 @@ from rbalign.stages.voices import bank_of_dataset
 if TYPE_CHECKING:
     from rbalign.speechlm.policy import SpeechPolicy
 
+READS_ALONG = " While it hears, this merged LLM reads along; in the run the one before alignment did."
 CARD = """---
 library_name: transformers
 pipeline_tag: audio-text-to-text
@@ -87,7 +88,7 @@ def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
         encoder=named.get("speech encoder", "Whisper"),
         adapter=policy.speech.config.adapter_type,
         language_model=named["language model"],
-        history=_history(arm, weights),
+        history=_history(arm, weights) + (READS_ALONG if weights and policy.speech.fusion else ""),
         messages=json.dumps([*system, {"role": "user", "content": policy.processor.audio_token}], ensure_ascii=False),
         data=_data(run),
         results=_results(run, arm),
