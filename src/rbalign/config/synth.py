@@ -104,11 +104,25 @@ class ViewPlan(Section):
         return tuple(spell(each) for each in given)
 
 
+class ReadBackConfig(Section):
+    """An independent ASR hears what the voices said (English). Counts and words stand in data/heard.jsonl."""
+
+    share: Fraction = 0.0
+    """Of the clips, drawn by key: 1 hears every one, 0 none. A clip costs Whisper base about 1.5 CPU seconds."""
+    max_wer: Annotated[float, Field(ge=0.0)] = 0.3
+    """Word error rate above which a clip is not understood."""
+    other_voices: Annotated[int, Field(ge=0)] = 2
+    """Voices that may say it after that, one after the other; then it is dropped and counted."""
+    model: str = "whisper-base-ct2"
+    """Asset name of the ASR."""
+
+
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
 
     younger: ClassVar[tuple[str, ...]] = (
         "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_of", "vocabulary_share", "domains",
+        "read_back",
     )  # fmt: skip
 
     train: Annotated[int, Field(ge=0)] = 64
@@ -145,6 +159,8 @@ class SynthConfig(Section):
     """Audio files of yours, in this folder and below, for the channel noise:folder."""
     views: tuple[ViewPlan, ...] = (ViewPlan(),)
     """Who speaks them."""
+    read_back: ReadBackConfig = ReadBackConfig()
+    """Whether they were understood."""
     endpoint_voices: tuple[VoiceEndpoint, ...] = ()
     """Servers whose voices join the bank as engine "endpoint"; see docs/endpoints.md."""
     batch_size: Positive = 96
@@ -163,6 +179,14 @@ class SynthConfig(Section):
         if domains and info.data.get("system") is not None:
             raise UsageError("[synth] has a system prompt and domains", "give each domain its own system prompt")
         return domains
+
+    @field_validator("read_back")
+    @classmethod
+    def _hears_english(cls, read_back: ReadBackConfig, info: ValidationInfo) -> ReadBackConfig:
+        language = info.data["filters"].language if "filters" in info.data else "en"
+        if read_back.share and language != "en":
+            raise UsageError(f"the ASR is English, the instructions {language!r}", "set [synth.read_back] share = 0")
+        return read_back
 
     @field_validator("views")
     @classmethod

@@ -88,8 +88,11 @@ class DatasetWriter:
         atomic_write(self._folder / "views" / f"{split}-{shard_index:05d}.parquet", encode_shard(views))
         self._committed.setdefault(split, set()).add(shard_index)
 
-    def finish(self) -> dict[str, Any]:
-        """Check the whole and write the manifest; returns it. DataError for views without example or twice there."""
+    def finish(self, **more: Any) -> dict[str, Any]:
+        """Check the whole and write the manifest; returns it. DataError for views without example or twice there.
+
+        `more`: what the manifest says beside the writer's `meta`, known only now.
+        """
         digests = bytearray(b"".join(digest for _, digest in self._known.values()))
         summary = _Summary(split for split, _ in self._known.values())
         self._read_views(digests, summary)
@@ -97,6 +100,7 @@ class DatasetWriter:
             "format": FORMAT,
             "rate": RATE,
             **self._meta,
+            **more,
             "content_hash": _content_hash(digests),
             "splits": summary.table(),
             "files": {str(path.relative_to(self._folder)): sha256_file(path) for path in _files(self._folder)},

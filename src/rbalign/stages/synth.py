@@ -3,6 +3,7 @@
 data/drafts.jsonl        what became of every candidate, by index (append-only)
 data/references.jsonl    an independent teacher sample for each held-out example
 data/unspoken.jsonl      views that no voice could make, and why
+data/heard.jsonl         what an independent ASR heard, if the recipe reads back
 data/remote.json         requests, tokens and cost of servers, if the recipe names any
 data/examples-*.jsonl, data/views/*.parquet, data/manifest.json     the dataset
 """
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rbalign.asr.whisper import Transcriber
 from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
@@ -34,11 +39,12 @@ from rbalign.stages.policy import heard_by
 from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
+from rbalign.synth.readback import ReadBack, other_voices
 from rbalign.synth.speak import plan_views, planned, speak_shard
 from rbalign.synth.vocabulary import SOURCE, practice_examples, practice_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
-from rbalign.voices.bank import ENDPOINT
+from rbalign.voices.bank import ENDPOINT, VoiceBank
 from rbalign.voices.phonemes import pronounced_words
 from rbalign.voices.pool import SpeakFailure
 
@@ -54,6 +60,8 @@ SECONDS_PER_CLIP = {"kokoro": 3.3, "hibari": 0.05}
 """CPU seconds of one core for a clip of about four seconds, while the other core works, too."""
 SECONDS_PER_REQUEST = 2.0
 """Of a server, for a text or a clip: a guess, nobody can measure them all. `concurrency` of them run at once."""
+SECONDS_PER_HEARD = 1.5
+"""CPU seconds of Whisper base for a clip: it pads each to 30 s."""
 BYTES_PER_CLIP = 65_000
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
@@ -75,6 +83,9 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
     for engine, number in sorted(views.items()):
         clips, seconds = round(number), _seconds_per_clip(engine, config)
         rows.append(PlanRow(f"speak views with {engine}", clips, clips * seconds, clips * BYTES_PER_CLIP))
+    if config.read_back.share:
+        heard = round(config.read_back.share * sum(views.values()))
+        rows.append(PlanRow("hear clips back", heard, heard * SECONDS_PER_HEARD / _workers(config)))
     return Plan(tuple(rows))
 
 
@@ -128,8 +139,10 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
             writer.commit_views(Split.TEST, 0, as_flac(clips))
         views = planned([*acceptance.examples, *practice], config, bank, recipe.seed)
         spoken = {example.id: example.spoken for example in [*acceptance.examples, *practice]}
-        unspoken = _speak(views, spoken, config, folder, writer, servers, noises)
-        manifest = writer.finish()
+        with _reading_back(config, recipe, folder, views, bank) as read_back:
+            unspoken = _speak(views, spoken, config, folder, writer, servers, noises, read_back)
+            more = {"read_back": read_back.summary()} if read_back else {}
+        manifest = writer.finish(**more)
         servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
@@ -257,6 +270,29 @@ def _learner_tokenizer(recipe: Recipe) -> Any:
     return load_tokenizer(model_folder(recipe.connect.language_model if recipe.connect else recipe.teacher.model))
 
 
+@contextmanager
+def _reading_back(
+    config: SynthConfig, recipe: Recipe, folder: Path, splits: Mapping[str, Sequence[View]], bank: VoiceBank
+) -> Iterator[ReadBack | None]:
+    """The independent ASR, if the recipe asks for it; its model is loaded with the first clip."""
+    if not config.read_back.share:
+        yield None
+        return
+
+    @cache
+    def listener() -> Transcriber:
+        return Transcriber(config.read_back.model, workers=_workers(config))
+
+    others = other_voices((view for own in splits.values() for view in own), bank, recipe.seed)
+    with Journal(folder / "heard.jsonl") as journal:
+        hear = partial(_words, listener)
+        yield ReadBack(config.read_back, recipe.seed, hear, others, journal)
+
+
+def _words(listener: Callable[[], Transcriber], clips: Sequence[np.ndarray]) -> Iterator[str]:
+    return listener().transcribe_many(clips) if clips else iter(())
+
+
 def _speak(
     splits: Mapping[str, Sequence[View]],
     spoken: dict[str, str],
@@ -265,6 +301,7 @@ def _speak(
     writer: DatasetWriter,
     servers: Servers,
     noises: Sequence[Path],
+    read_back: ReadBack | None,
 ) -> int:
     """Speak every split shard by shard; the number of views that no voice could make."""
     jobs = [
@@ -280,7 +317,13 @@ def _speak(
         for split, index, views in jobs:
             if index not in writer.committed(split):
                 made = speak_shard(
-                    views, spoken, _workers(config), crowd=splits[split], noise_files=noises, remote=servers.speakers
+                    views,
+                    spoken,
+                    _workers(config),
+                    crowd=splits[split],
+                    noise_files=noises,
+                    remote=servers.speakers,
+                    read_back=read_back,
                 )
                 clips = list(_clips(made, failures, advance))
                 writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rbalign.audio.io import to_flac
 from rbalign.config.synth import SynthConfig, ViewPlan
 from rbalign.data.shards import RATE
 from rbalign.keys import Key
+from rbalign.synth.readback import ReadBack, Speak
 from rbalign.synth.vocabulary import SOURCE
 from rbalign.text.disfluency import disfluent
 from rbalign.types import Example, Split, View, ViewSpec
@@ -79,36 +81,49 @@ def speak_shard(
     crowd: Sequence[View] = (),
     noise_files: Sequence[Path] = (),
     remote: Mapping[str, EndpointSpeaker] | None = None,
+    read_back: ReadBack | None = None,
 ) -> Iterator[tuple[View, SpeakFailure | None]]:
     """Speak the views of a shard and send each through its channel; a clip that failed comes with its reason.
 
     They come in any order, but a clip depends on the plan alone. Babble is made of the shard's other clips as they
     were spoken, drawn by key; a shard of few instructions borrows views of `crowd` (its split's plan), which are
     spoken for that and not yielded. A talker that cannot be spoken is left out. noise_files: what noise:folder draws
-    from. `remote` speaks its voices by threads, worker processes speak all others.
+    from. `remote` speaks its voices by threads, worker processes speak all others. `read_back` hears the clips before
+    their channel, and may hand a view to another voice.
     """
     own = {view.id: view for view in views}
     talkers = {view.id: _talkers(view, views, crowd) for view in views if needs_talkers(view.spec.channel)}
     heard_of = {talker.id: talker for several in talkers.values() for talker in several}
     clips: dict[str, np.ndarray] = {}
-    waiting: dict[str, np.ndarray] = {}
-    for identity, clip in _spoken((own | heard_of).values(), spoken, workers, remote or {}):
+    waiting: list[tuple[View, np.ndarray]] = []
+    speak = partial(_spoken, spoken=spoken, workers=workers, remote=remote or {})
+    for view, clip in _said(own, own | heard_of, spoken, speak, read_back):
         if isinstance(clip, SpeakFailure):
-            if identity in own:
-                yield own[identity], clip
+            if view.id in own:
+                yield view, clip
             continue
-        if identity in heard_of:
-            clips[identity] = clip
-        if identity in talkers:
-            waiting[identity] = clip
-        elif identity in own:
-            yield _through_channel(own[identity], clip, Surroundings(files=noise_files)), None
-    for identity, clip in waiting.items():
-        around = [clips[talker.id] for talker in talkers[identity] if talker.id in clips]
+        if view.id in heard_of:
+            clips[view.id] = clip
+        if view.id in talkers:
+            waiting.append((view, clip))
+        elif view.id in own:
+            yield _through_channel(view, clip, Surroundings(files=noise_files)), None
+    for view, clip in waiting:
+        around = [clips[talker.id] for talker in talkers[view.id] if talker.id in clips]
         if any(other.any() for other in around):
-            yield _through_channel(own[identity], clip, Surroundings(around, noise_files)), None
+            yield _through_channel(view, clip, Surroundings(around, noise_files)), None
         else:
-            yield own[identity], SpeakFailure(_job(own[identity], spoken), "no other clip to make babble of")
+            yield view, SpeakFailure(_job(view, spoken), "no other clip to make babble of")
+
+
+def _said(
+    own: Mapping[str, View], every: Mapping[str, View], spoken: dict[str, str], speak: Speak, read_back: ReadBack | None
+) -> Iterator[tuple[View, Clip]]:
+    """Every view with its clip; of its `own`, read back if that is wanted."""
+    if read_back is not None:
+        yield from read_back.understood(every.values(), own, spoken, speak)
+    else:
+        yield from ((every[identity], clip) for identity, clip in speak(every.values()))
 
 
 def _spoken(
