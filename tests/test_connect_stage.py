@@ -21,7 +21,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import sha256_file
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm import from_parts
-from rbalign.speechlm.connector import tokens_of
+from rbalign.speechlm.connector import connector_hash, save_connector, tokens_of
 from rbalign.stages import connect
 from rbalign.train import spelling
 from rbalign.types import Example, View, ViewSpec
@@ -77,7 +77,11 @@ def test_from_dataset_to_connector(recipe: Recipe, tmp_path: Path) -> None:
         assert '"eval_wer"' in (folder / "metrics.jsonl").read_text()
         model = from_parts(folder, tiny_lm())
         assert len(model.adapter.ctc_token_ids) == counts["ctc_tokens"]
-        assert len(outputs["connector"]) == 64
+        assert outputs["connector"] == connector_hash(folder)
+        assert model.config.fusion["context_ids"][0] == 1, "the LLM reads along from the start of a user's turn"
+        model.config.fusion["beams"] += 1
+        save_connector(model, folder)
+        assert connector_hash(folder) != outputs["connector"]
 
 
 def test_a_connector_to_start_from_is_missed_before_any_work(recipe: Recipe, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rbalign.text.spoken import cardinal, number, ordinal, spoken_form, year
         ("it is -5 or 0.5", "it is minus five or zero point five"),
         ("Dr. Smith vs. me, e.g. today", "Doctor Smith versus me, for example today"),
         ("- apples\n- 3 pears", "apples. three pears"),
+        ("- - Pay", "Pay"),
         ("Plan:\n\n1. Rome\n2. Paris", "Plan: Rome. Paris"),
         ("What’s   this?", "What's this?"),
     ],

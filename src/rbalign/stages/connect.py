@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rbalign.assets import model_folder
 from rbalign.config.recipe import Recipe
@@ -28,6 +28,7 @@ from rbalign.types import Split
 from rbalign.voices.bank import VoiceBank
 
 if TYPE_CHECKING:
+    from rbalign.lm.load import LM
     from rbalign.train.connect_plan import Clips
 
 SPEECH_SECONDS_PER_SECOND = {"ctc": 36.0, "mlp": 12.0}
@@ -83,15 +84,7 @@ def check(recipe: Recipe) -> None:
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train on the dataset in this run's folder, going on from the last whole checkpoint."""
     from rbalign.lm.load import load_lm
-    from rbalign.lm.templates import prequery_ids
-    from rbalign.speechlm.connector import (
-        SIGNATURES,
-        connector_folder,
-        connector_hash,
-        new_model,
-        start_from,
-        tokens_of,
-    )
+    from rbalign.speechlm.connector import SIGNATURES, connector_folder, connector_hash, start_from, tokens_of
     from rbalign.train.connect import train_connector
     from rbalign.train.spelling import choose_tokens
 
@@ -103,20 +96,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     tokens = choose_tokens(lm.tokenizer, train.texts) if config.adapter == "ctc" else None
     if tokens and config.start is not None:  # what it could say before it can still say
         tokens = sorted({*tokens, *tokens_of(config.start)})
-    reads_along = config.fusion.beams and tokens is not None
-    shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
-    model = new_model(
-        model_folder(config.encoder),
-        lm.model,
-        tokens,
-        lm.tokenizer.batch_decode([[token] for token in tokens or ()]),
-        seed=recipe.seed,
-        adapter_type=config.adapter,
-        ctc_letters=config.letters if tokens else 0,
-        ctc_speller_layers=config.speller_layers if tokens else 0,
-        fusion={**config.fusion.model_dump(), "context_ids": prequery_ids(lm.tokenizer)} if reads_along else None,
-        **{f"adapter_{name}": value for name, value in shape.items()},
-    )
+    model = _untrained(config, lm, tokens, recipe.seed)
     known = Signatures.build(())
     if config.start is not None:
         start_from(model, config.start)
@@ -143,6 +123,27 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     shutil.copyfile(folder / "metrics.jsonl", connector / "metrics.jsonl")
     shutil.copyfile(run.path("recipe.toml"), connector / "recipe.toml")
     return {"connector": connector_hash(connector)}
+
+
+def _untrained(config: ConnectConfig, lm: LM, tokens: list[int] | None, seed: int) -> Any:
+    """The speech LLM before its first update, for a ctc adapter over these tokens."""
+    from rbalign.lm.templates import prequery_ids
+    from rbalign.speechlm.connector import new_model
+
+    reads_along = config.fusion.beams and tokens is not None
+    shape = {"width": config.width, "layers": config.layers, "heads": config.heads, "stack": config.stack}
+    return new_model(
+        model_folder(config.encoder),
+        lm.model,
+        tokens,
+        lm.tokenizer.batch_decode([[token] for token in tokens or ()]),
+        seed=seed,
+        adapter_type=config.adapter,
+        ctc_letters=config.letters if tokens else 0,
+        ctc_speller_layers=config.speller_layers if tokens else 0,
+        fusion={**config.fusion.model_dump(), "context_ids": prequery_ids(lm.tokenizer)} if reads_along else None,
+        **{f"adapter_{name}": value for name, value in shape.items()},
+    )
 
 
 def _config(recipe: Recipe) -> ConnectConfig:

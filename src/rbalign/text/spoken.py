@@ -72,7 +72,7 @@ _SHORT = {
     "w/o": "without",
 }
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
-_LIST_MARK = re.compile(r"^\s*(?:[-*•+]|\(?\d{1,2}[.)])\s+")
+_LIST_MARK = re.compile(r"^\s*(?:(?:[-*•+]|\(?\d{1,2}[.)])\s+)+")
 _START, _END = r"(?<![\w.,/:$£€-])(?<!\d')", r"(?![\w/:]|[.,'-]\d|-\w)"
 """A number stands alone: not part of a word, date, time, version or range that the rules above it left."""
 
