@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from test_synth import RECIPE, fakes  # noqa: F401
-from test_synth_views import BANK, EXAMPLES, SPOKEN, voice_of
+from test_synth_views import BANK, EXAMPLES, SPOKEN, stopped_and_resumed, voice_of
 
 from rbalign.config.synth import ReadBackConfig, SynthConfig, ViewPlan
-from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.dataset import Dataset
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
@@ -147,20 +147,8 @@ def test_the_stage_reads_back_and_resumes_to_the_same_dataset(tmp_path, fakes, m
     assert found["said_again"] > 0
     assert not {view.spec.voice for view in data.views()}.intersection(ears.mumbling)
 
-    commit, commits = DatasetWriter.commit_views, []
-
-    def dies(writer, split, index, clips):
-        commits.append(index)
-        if len(commits) == 3:
-            raise KeyboardInterrupt
-        commit(writer, split, index, clips)
-
     with RunDir.open(tmp_path / "b", recipe) as run:
-        monkeypatch.setattr(DatasetWriter, "commit_views", dies)
-        with pytest.raises(KeyboardInterrupt):
-            stage.run(recipe, run)
-        monkeypatch.setattr(DatasetWriter, "commit_views", commit)
-        assert stage.run(recipe, run) == outputs
+        assert stopped_and_resumed(recipe, run, monkeypatch) == outputs
         assert Dataset.open(run.path("data")).manifest["read_back"] == found
 
 

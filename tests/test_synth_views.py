@@ -218,6 +218,23 @@ def with_rule(**changes):
     return RECIPE.model_copy(update={"synth": SynthConfig.model_validate(synth)})
 
 
+def stopped_and_resumed(recipe, run, monkeypatch):
+    """What the stage gives when its first start ends at the third shard."""
+    commit, commits = DatasetWriter.commit_views, []
+
+    def dies(writer, split, index, clips):
+        commits.append(index)
+        if len(commits) == 3:
+            raise KeyboardInterrupt
+        commit(writer, split, index, clips)
+
+    monkeypatch.setattr(DatasetWriter, "commit_views", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(recipe, run)
+    monkeypatch.setattr(DatasetWriter, "commit_views", commit)
+    return stage.run(recipe, run)
+
+
 def test_the_stage_speaks_and_resumes_views_of_all_kinds(tmp_path, fakes, monkeypatch, spoken_jobs):  # noqa: F811
     monkeypatch.setattr(stage, "speak_shard", speak_shard)
     monkeypatch.setattr(stage, "VIEWS_PER_SHARD", 14)
@@ -229,20 +246,8 @@ def test_the_stage_speaks_and_resumes_views_of_all_kinds(tmp_path, fakes, monkey
     assert {view.spec.channel for view in views} == set(CHANNELS)
     assert sum(view.said is not None for view in views) > 20
 
-    commit, commits = DatasetWriter.commit_views, []
-
-    def dies(writer, split, index, clips):
-        commits.append(index)
-        if len(commits) == 3:
-            raise KeyboardInterrupt
-        commit(writer, split, index, clips)
-
     with RunDir.open(tmp_path / "b", recipe) as run:
-        monkeypatch.setattr(DatasetWriter, "commit_views", dies)
-        with pytest.raises(KeyboardInterrupt):
-            stage.run(recipe, run)
-        monkeypatch.setattr(DatasetWriter, "commit_views", commit)
-        assert stage.run(recipe, run) == outputs
+        assert stopped_and_resumed(recipe, run, monkeypatch) == outputs
         for shard in sorted((tmp_path / "a").rglob("*.parquet")):
             twin = tmp_path / "b" / shard.relative_to(tmp_path / "a")
             assert twin.read_bytes() == shard.read_bytes(), "a resumed shard has the same bytes"
