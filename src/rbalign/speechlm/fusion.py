@@ -4,7 +4,7 @@ CTC decides each token by sound alone; a homophone, or a word that stands beside
 it cannot tell. The LLM that will answer reads the tokens as a user's words and says which one comes next, and a beam
 search takes the way through the clip on which both agree (Hannun et al. 2014, arXiv 1408.2873). It reads with LoRA
 off: what is heard does not depend on the arm. On the shipped connector's validation clips WER falls from 9.4 to 6.2 %
-(laptop's) and from 7.7 to 5.5 % (connect's), for 0.2 s a clip.
+(laptop's) and from 7.7 to 5.5 % (connect's), for 0.3 s of one core a clip.
 """
 
 from __future__ import annotations
