@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -16,20 +18,24 @@ class Transcriber:
     """English speech to text, greedy: the same clip gives the same words."""
 
     def __init__(self, model: str = "whisper-base-ct2", workers: int = 1) -> None:
-        """model: an asset's name. workers: clips heard at once, one thread each (the weights are shared)."""
+        """model: an asset's name, loaded with the first clip. workers: clips heard at once, one thread each (the
+        weights are shared)."""
+        self._name, self._workers = model, workers
+
+    @cached_property
+    def _model(self) -> Any:
         from faster_whisper import WhisperModel
 
         # float32: int8 costs words, and CPUs have no float16 arithmetic. A clip costs base 1.3 to 1.8 CPU seconds,
         # short or long, because Whisper pads it to 30 s.
-        self._model = WhisperModel(
-            str(assets.folder(model)),
+        return WhisperModel(
+            str(assets.folder(self._name)),
             device="cpu",
             compute_type="float32",
             cpu_threads=1,
-            num_workers=workers,
+            num_workers=self._workers,
             local_files_only=True,
         )
-        self._workers = workers
 
     def transcribe(self, samples: np.ndarray) -> str:
         """(n,) float32 at 16 kHz -> what was said, one line; "" for silence or fewer than 0.1 s.
@@ -56,4 +62,5 @@ class Transcriber:
         source = iter(clips)
         with ThreadPoolExecutor(self._workers) as pool:
             while batch := list(islice(source, 4 * self._workers)):
+                _ = self._model  # loaded here, not by each of the threads
                 yield from pool.map(self.transcribe, batch)

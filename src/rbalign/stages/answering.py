@@ -116,21 +116,14 @@ def decoding(config: EvalConfig, work: Work) -> dict[str, Any]:
 
 
 def whisper() -> Any:
-    """The independent ASR as a function of views, loaded at its first use."""
+    """The independent ASR as a function of views."""
+    from rbalign.asr.whisper import Transcriber
     from rbalign.audio.io import read_audio
 
-    listeners: list[Any] = []
-
-    def transcribe(views: Sequence[Any]) -> list[str]:
-        from rbalign.asr.whisper import Transcriber
-
-        if not listeners:
-            # In a worker the variable says how much of the machine is its own; a user's may be a list ("4,2").
-            threads = os.environ.get("OMP_NUM_THREADS", "")
-            listeners.append(Transcriber(workers=int(threads) if threads.isdecimal() else os.cpu_count() or 1))
-        return list(listeners[0].transcribe_many(read_audio(view.flac) for view in views))
-
-    return transcribe
+    # In a worker the variable says how much of the machine is its own; a user's may be a list ("4,2").
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    listener = Transcriber(workers=int(threads) if threads.isdecimal() else os.cpu_count() or 1)
+    return lambda views: list(listener.transcribe_many(read_audio(view.flac) for view in views))
 
 
 @contextmanager

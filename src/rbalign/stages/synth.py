@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rbalign.asr.whisper import Transcriber
 from rbalign.audio.channel import noise_files
@@ -274,23 +271,14 @@ def _learner_tokenizer(recipe: Recipe) -> Any:
 def _reading_back(
     config: SynthConfig, recipe: Recipe, folder: Path, splits: Mapping[str, Sequence[View]], bank: VoiceBank
 ) -> Iterator[ReadBack | None]:
-    """The independent ASR, if the recipe asks for it; its model is loaded with the first clip."""
+    """The independent ASR, if the recipe asks for it."""
     if not config.read_back.share:
         yield None
         return
-
-    @cache
-    def listener() -> Transcriber:
-        return Transcriber(config.read_back.model, workers=_workers(config))
-
+    listener = Transcriber(config.read_back.model, workers=_workers(config))
     others = other_voices((view for own in splits.values() for view in own), bank, recipe.seed)
     with Journal(folder / "heard.jsonl") as journal:
-        hear = partial(_words, listener)
-        yield ReadBack(config.read_back, recipe.seed, hear, others, journal)
-
-
-def _words(listener: Callable[[], Transcriber], clips: Sequence[np.ndarray]) -> Iterator[str]:
-    return listener().transcribe_many(clips) if clips else iter(())
+        yield ReadBack(config.read_back, recipe.seed, listener.transcribe_many, others, journal)
 
 
 def _speak(

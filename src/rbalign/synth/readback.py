@@ -25,16 +25,20 @@ CHUNK = 16
 
 
 def other_voices(views: Iterable[View], bank: VoiceBank, seed: int) -> Callable[[View], list[str]]:
-    """For a view: the voices of its split and engine that say nothing of its example, in an order drawn by key."""
-    taken: dict[str, set[str]] = {}
+    """For a view: voices of its split and engine that say nothing of its example, in an order drawn by key.
+
+    The views of an example share them out, so that two that are said again never meet in one voice.
+    """
+    taken: dict[str, list[str]] = {}
     for view in views:
-        taken.setdefault(view.example_id, set()).add(view.spec.voice)
+        taken.setdefault(view.example_id, []).append(view.spec.voice)
 
     def others(view: View) -> list[str]:
         engine = bank.voice(view.spec.voice).engine
-        free = [name for name in bank.names(view.split, engine) if name not in taken[view.example_id]]
-        draw = Key(seed, "read-back-voice", example=view.example_id, view=view.index).generator()
-        return [free[place] for place in draw.permutation(len(free))]
+        mine = taken[view.example_id]
+        free = [name for name in bank.names(view.split, engine) if name not in mine]
+        draw = Key(seed, "read-back-voice", example=view.example_id).generator()
+        return [free[place] for place in draw.permutation(len(free))][view.index :: len(mine)]
 
     return others
 
@@ -72,8 +76,7 @@ class ReadBack:
                     elif attempt < min(self._config.other_voices, len(others := self._others(view))):
                         again[view.id] = replace(view, spec=replace(view.spec, voice=others[attempt]))
                     else:
-                        job = SpeakJob(view.id, view.said or spoken[view.example_id], view.spec.voice, view.spec.speed)
-                        yield view, SpeakFailure(job, f"not understood by {self._config.model}")
+                        yield view, SpeakFailure(SpeakJob.of(view, spoken), f"not understood by {self._config.model}")
             waiting, attempt = again, attempt + 1
 
     def summary(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class ReadBack:
         ]
         words = self._transcribe([clip for _, clip in asked])
         rows = {
-            view.id: self._row(view, {view.said or spoken[view.example_id], spoken[view.example_id]}, text, attempt)
+            view.id: self._row(view, {SpeakJob.of(view, spoken).text, spoken[view.example_id]}, text, attempt)
             for (view, _), text in zip(asked, words, strict=True)
         }
         self._journal.append(list(rows.values()))

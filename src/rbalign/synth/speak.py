@@ -113,7 +113,7 @@ def speak_shard(
         if any(other.any() for other in around):
             yield _through_channel(view, clip, Surroundings(around, noise_files)), None
         else:
-            yield view, SpeakFailure(_job(view, spoken), "no other clip to make babble of")
+            yield view, SpeakFailure(SpeakJob.of(view, spoken), "no other clip to make babble of")
 
 
 def _said(
@@ -129,14 +129,9 @@ def _said(
 def _spoken(
     views: Iterable[View], spoken: dict[str, str], workers: int, remote: Mapping[str, EndpointSpeaker]
 ) -> Iterator[tuple[str, Clip]]:
-    jobs = [_job(view, spoken) for view in views]
+    jobs = [SpeakJob.of(view, spoken) for view in views]
     yield from speak_many((job for job in jobs if job.voice not in remote), workers)
     yield from speak_remote((job for job in jobs if job.voice in remote), remote)
-
-
-def _job(view: View, spoken: dict[str, str]) -> SpeakJob:
-    text = spoken[view.example_id] if view.said is None else view.said
-    return SpeakJob(view.id, text, view.spec.voice, view.spec.speed)
 
 
 def _talkers(view: View, shard: Sequence[View], crowd: Sequence[View]) -> list[View]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +13,7 @@ from loky.process_executor import BrokenProcessPool
 
 from rbalign.errors import UsageError
 from rbalign.rundir.workers import worker_pool
+from rbalign.types import View
 from rbalign.voices import engine
 
 WINDOW = 4
@@ -27,6 +28,12 @@ class SpeakJob:
     text: str
     voice: str
     speed: float = 1.0
+
+    @classmethod
+    def of(cls, view: View, spoken: Mapping[str, str]) -> SpeakJob:
+        """What says a view; `spoken`: each example's fluent text."""
+        text = spoken[view.example_id] if view.said is None else view.said
+        return cls(view.id, text, view.spec.voice, view.spec.speed)
 
 
 @dataclass(frozen=True, slots=True)
