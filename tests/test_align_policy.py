@@ -1,5 +1,7 @@
 """The policy and its reference: one language model serves three, exactly."""
 
+import os
+
 import pytest
 import torch
 from aligning import LORA, tiny_items, tiny_policy
@@ -11,7 +13,7 @@ from rbalign.lm.branches import branch_hidden
 from rbalign.lm.logprobs import completion_logprobs
 from rbalign.lm.sampler import Prompts
 from rbalign.lm.templates import around_user
-from rbalign.speechlm.clipcache import ClipCache
+from rbalign.speechlm.clipcache import ClipCache, ClipFolder
 from rbalign.speechlm.policy import REPEAT
 from rbalign.train.reference import Reference
 from rbalign.train.trainer import AlignTrainer
@@ -209,6 +211,65 @@ def test_the_cache_computes_a_clip_once_and_stays_in_bounds():
     assert len(calls) == len(views)
     cache.drop("x")
     assert cache.used == 0
+
+
+READS_ALONG = {"context_ids": [1, 2], "beams": 2, "lm_weight": 0.5, "token_bonus": 1.0, "path_share": 0.5}
+
+
+def test_another_process_need_not_hear_again(tmp_path):
+    hearing = [tiny_policy(fusion=READS_ALONG, heard=ClipFolder(tmp_path, "key")) for _ in range(2)]
+    views = [view for item in tiny_items(hearing[0], count=3) for view in item.views]
+    positions, words = hearing[0].audio(views), hearing[0].heard(views)
+    for mine, found in zip(positions, hearing[1].audio(views), strict=True):
+        assert torch.equal(mine, found)
+    assert hearing[1].heard(views) == words
+    assert hearing[0].cache.computed["positions"] == len(views)
+    assert hearing[1].cache.computed == {}
+
+
+def test_an_arm_with_an_adapter_of_its_own_shares_nothing(tmp_path):
+    folder = ClipFolder(tmp_path / "heard", "key")
+    adapting = tiny_policy(train_adapter=True, heard=folder)
+    views = [item.views[0] for item in tiny_items(adapting, count=2)]
+    with torch.no_grad():
+        for value in adapting.speech.adapter.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    adapting.heard(views)
+    assert not folder.path.exists()
+    adapting.save(tmp_path / "arm")
+    policy = tiny_policy(heard=folder)
+    own = [clip.clone() for clip in policy.audio(views)]
+    policy.load(tmp_path / "arm")
+    assert not torch.equal(own[0], policy.audio(views)[0])
+    assert torch.equal(policy.audio(views)[0], adapting.audio(views)[0].detach())
+    policy.restart(seed=0)
+    assert torch.equal(own[0], policy.audio(views)[0])
+
+
+def test_a_folder_of_clips_survives_what_disks_do(tmp_path):
+    folder, name = ClipFolder(tmp_path, "key"), bytes(range(16))
+    assert folder.read("x", name) is None
+    folder.write("x", name, torch.arange(6.0))
+    assert folder.read("x", name).tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    (file,) = (path for path in folder.path.rglob("*") if path.is_file())
+    for torn in (file.read_bytes()[:-3], b""):
+        file.write_bytes(torn)
+        assert folder.read("x", name) is None
+    blocked = ClipFolder(tmp_path, "blocked")
+    blocked.path.write_text("a file where a folder should be")
+    blocked.write("x", name, torch.arange(6.0))
+    assert blocked.read("x", name) is None
+
+
+def test_a_folder_of_clips_stays_in_bounds(tmp_path):
+    for age, key in enumerate(("old", "newer")):
+        ClipFolder(tmp_path, key, limit=4000).write("x", bytes(16), torch.zeros(200))
+        os.utime(tmp_path / key, (age, age))
+    folder = ClipFolder(tmp_path, "mine", limit=2000)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["newer"]
+    for number in range(4):
+        folder.write("x", bytes([number] * 16), torch.zeros(100))
+    assert [folder.read("x", bytes([number] * 16)) is not None for number in range(4)] == [True, True, False, False]
 
 
 def test_a_connector_without_transcript_is_asked_to_repeat():

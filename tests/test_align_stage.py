@@ -56,7 +56,7 @@ def opened(monkeypatch):
     """open_policy gives the tiny model; what it was asked for is kept."""
     asked = []
 
-    def open_policy(recipe, run, **options):
+    def open_policy(recipe, run, share=False, **options):
         asked.append(options)
         return tiny_policy(**options)
 

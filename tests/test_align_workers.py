@@ -23,7 +23,7 @@ from rbalign.stages.arms import Arms, training, workers_for
 THREE = ["sft-matched", "sft", "rba-single"]
 
 
-def open_tiny(recipe, run, **options):
+def open_tiny(recipe, run, share=False, **options):
     return tiny_policy(**options)
 
 

@@ -93,7 +93,7 @@ def run(tmp_path, recipe, monkeypatch):
             value.data += 0.5 * value.data.new_tensor(with_noise.normal(size=value.shape))
         policy.save(final_folder(opened, arm, 0))
     monkeypatch.setattr(stage, "build_embedder", lambda name: Letters() if name == "minilm" else missing(name))
-    monkeypatch.setattr("rbalign.stages.policy.open_policy", lambda recipe, run: new_policy())
+    monkeypatch.setattr("rbalign.stages.policy.open_policy", lambda recipe, run, **options: new_policy())
     monkeypatch.setattr("rbalign.stages.answering.whisper", lambda: lambda views: ["what is tea" for _ in views])
     with opened:
         yield opened

@@ -26,7 +26,7 @@ from rbalign.lm.logprobs import completion_logits
 from rbalign.lm.lora import lora_off
 from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
 from rbalign.lm.templates import around_user, end_ids
-from rbalign.speechlm.clipcache import ClipCache
+from rbalign.speechlm.clipcache import ClipCache, ClipFolder
 from rbalign.speechlm.ctc import log_sum_exp_rows
 from rbalign.speechlm.encoder import EncoderStates
 from rbalign.teacher.local import best_sampler
@@ -56,10 +56,12 @@ class SpeechPolicy(nn.Module):
         lora: Mapping[str, Any] | None = None,
         train_adapter: bool = False,
         seed: int = 0,
+        heard: ClipFolder | None = None,
     ) -> None:
         """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, let the adapter train if asked.
 
-        `seed` starts LoRA. Fields that would not start it at zero, or draw without a key, are refused.
+        `seed` starts LoRA. Fields that would not start it at zero, or draw without a key, are refused. `heard` keeps
+        what this very connector and language model hear, for other processes, too.
         """
         super().__init__()
         self.speech = speech.eval().requires_grad_(False)
@@ -70,7 +72,9 @@ class SpeechPolicy(nn.Module):
         self.train_adapter = train_adapter
         self.operations = 0.0
         """Floating-point operations of the language model's matrix products so far."""
-        self.cache = ClipCache(CACHE_BYTES)
+        self.cache = ClipCache(CACHE_BYTES, heard)
+        self._own_adapter = not train_adapter
+        """Whether the adapter is the connector's own: only then is what it hears shared."""
         self._peft: list[Any] = []  # a list hides it from nn.Module: its tensors are those of `speech`
         self._sampler: Sampler | None = None
         self._sampler_holds: Literal["policy", "base"] | None = None
@@ -104,7 +108,7 @@ class SpeechPolicy(nn.Module):
         """Audio positions (N_i, D) of each view. Differentiable in the adapter while it trains, else cached."""
         if self.train_adapter:
             return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views))))
-        return self.cache.get("positions", views, self._positions)
+        return self.cache.get("positions", views, self._positions, share=self._own_adapter)
 
     def encoder_rows(self, views: Sequence[View]) -> list[Tensor]:
         """Encoder frames (F_i, D_enc) of each view, 50 a second; computed once per clip."""
@@ -117,7 +121,7 @@ class SpeechPolicy(nn.Module):
         The ctc adapter has a transcript; behind any other the untouched language model is asked to repeat the words.
         """
         if self.speech.config.adapter_type == "ctc":
-            paths = self._paths(views) if self.train_adapter else self.cache.get("paths", views, self._paths)
+            paths = self._paths(views) if self.train_adapter else self._known_paths(views)
             rows = self.speech.transcribe(paths)
         else:
             prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
@@ -129,8 +133,11 @@ class SpeechPolicy(nn.Module):
 
     @torch.no_grad()
     def _positions(self, views: list[View]) -> list[Tensor]:
-        paths = self.cache.get("paths", views, self._paths) if self.speech.fusion else None
+        paths = self._known_paths(views) if self.speech.fusion else None
         return list(self.speech.adapt(EncoderStates.stack(self.encoder_rows(views)), paths))
+
+    def _known_paths(self, views: Sequence[View]) -> list[Tensor]:
+        return self.cache.get("paths", views, self._paths, share=self._own_adapter)
 
     @torch.no_grad()
     def _paths(self, views: Sequence[View]) -> list[Tensor]:
@@ -304,6 +311,7 @@ class SpeechPolicy(nn.Module):
         if not self._connector:
             self._connector = {name: value.clone() for name, value in self.speech.adapter.state_dict().items()}
         self.speech.adapter.load_state_dict(self._connector if path is None else load_file(path))
+        self._own_adapter = path is None and not self.train_adapter
         self.cache.drop("positions")
         self.cache.drop("paths")
 

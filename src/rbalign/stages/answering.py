@@ -54,7 +54,7 @@ class Answering:
         if self._policy is None:
             from rbalign.stages.policy import open_policy
 
-            self._policy = open_policy(self.recipe, self.run)
+            self._policy = open_policy(self.recipe, self.run, share=True)
         return self._policy
 
     def answerer(self, work: Work) -> Answerer:

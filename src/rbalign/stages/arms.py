@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 WORKER_BYTES = 3 << 30
 """A training process's memory with the embedded models."""
+SHARE = 48
+"""Clips that a worker hears at a time before training."""
 WATCH_SECONDS = 2.0
 """Between two looks at the journals of arms that train elsewhere."""
 
@@ -110,7 +112,7 @@ class Arms:
         data = Dataset.open(run.path("data"))
         self.recipe, self.run, self.config = recipe, run, align_config(recipe)
         options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
-        self.policy: SpeechPolicy = open_policy(recipe, run, **options)
+        self.policy: SpeechPolicy = open_policy(recipe, run, share=True, **options)
         cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
         self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
         self.validation: list[Item] = []
@@ -152,6 +154,14 @@ class Arms:
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
         atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")
         return stable_hash({path.name: sha256_file(path) for path in sorted(final.glob("*.safetensors"))})
+
+    def hear(self, share: int, of: int) -> int:
+        """Hear one share of the clips ahead of training, where what is heard is kept; how many those are."""
+        views = [view for item in (*self.items, *self.validation) for view in item.views]
+        views.sort(key=lambda view: (view.seconds, view.id))
+        own = views[len(views) * share // of : len(views) * (share + 1) // of]
+        self.policy.audio(own)
+        return len(own)
 
     @property
     def scorer(self) -> Scorer:
@@ -214,7 +224,7 @@ def training(recipe: Recipe, run: RunDir, reopen: Callable[[], Arms] | None = No
         yield partial(_in_turn, run, cache(reopen))
         return
     with worker_pool(workers, threads_each(workers)) as pool:
-        yield partial(_side_by_side, run, pool, reopen)
+        yield partial(_side_by_side, run, pool, reopen, not align_config(recipe).train_adapter)
 
 
 def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
@@ -225,15 +235,19 @@ def _in_turn(run: RunDir, arms: Callable[[], Arms], jobs: Sequence[Job]) -> Iter
         yield job, weights
 
 
-def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+def _side_by_side(
+    run: RunDir, pool: Any, reopen: Callable[[], Arms], ahead: bool, jobs: Sequence[Job]
+) -> Iterator[tuple[Job, str]]:
     if not jobs:
         return
-    flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
     folders = [arm_folder(run, job.arm, job.seed) for job in jobs]
     journals = [folder / "metrics.jsonl" for folder in folders]
     shown = sum(map(updates_done, folders))
     label = "align " + ", ".join(folder.name for folder in folders)
     try:
+        if ahead and not all(job.arm.endswith(MATCHED) for job in jobs):
+            _hear_ahead(run, pool, reopen)
+        flying: dict[Future[str], Job] = {pool.submit(_train_in_worker, reopen, job): job for job in jobs}
         with progress(sum(job.updates for job in jobs), label, shown, "updates") as advance:
             while flying:
                 ended, _ = wait(flying, WATCH_SECONDS, FIRST_COMPLETED)
@@ -249,14 +263,32 @@ def _side_by_side(run: RunDir, pool: Any, reopen: Callable[[], Arms], jobs: Sequ
         ) from error
 
 
+def _hear_ahead(run: RunDir, pool: Any, reopen: Callable[[], Arms]) -> None:
+    """Each clip once and by one process: arms side by side would all hear the same ones at the same time."""
+    data = Dataset.open(run.path("data"))
+    clips = sum(1 for split in (Split.TRAIN, Split.VALIDATION) for _ in data.iter_views(split))
+    shares = -(-clips // SHARE)
+    with progress(clips, "hear", unit="clips") as advance:
+        for future in as_completed([pool.submit(_hear_in_worker, reopen, share, shares) for share in range(shares)]):
+            advance(future.result())
+
+
 _opened: list[Arms] = []
 """In a worker: what it trains, for as long as it lives."""
 
 
 def _train_in_worker(reopen: Callable[[], Arms], job: Job) -> str:
+    return _arms(reopen).train(job, lambda: None)
+
+
+def _hear_in_worker(reopen: Callable[[], Arms], share: int, of: int) -> int:
+    return _arms(reopen).hear(share, of)
+
+
+def _arms(reopen: Callable[[], Arms]) -> Arms:
     if not _opened:
         _opened.append(reopen())
-    return _opened[0].train(job, lambda: None)
+    return _opened[0]
 
 
 def _reopen(recipe: Recipe, folder: Path, named: Recipe) -> Arms:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbalign.assets import model_folder
+from rbalign.assets import home, model_folder
 from rbalign.config.recipe import Recipe
 from rbalign.data.signatures import Signatures
+from rbalign.rundir.files import stable_hash
 from rbalign.rundir.progress import note
 from rbalign.rundir.run import RunDir
 
@@ -15,8 +16,16 @@ if TYPE_CHECKING:
     from rbalign.speechlm.policy import SpeechPolicy
 
 
-def open_policy(recipe: Recipe, run: RunDir, **options: Any) -> SpeechPolicy:
+HEARD = "hearing"
+"""Folder of the cache directory for what connectors heard."""
+HEARING_VERSION = 1
+"""To be raised when code changes what a connector hears."""
+
+
+def open_policy(recipe: Recipe, run: RunDir, share: bool = False, **options: Any) -> SpeechPolicy:
     """Connector and language model of the recipe, in memory once; `options` are SpeechPolicy's.
+
+    `share` keeps what is heard on the disk, where other processes and runs find it.
 
     The language model is the one that the connector was trained against: [connect]'s in a run that connects, else
     the teacher's own, so that text teacher, reference and student share their weights.
@@ -25,13 +34,18 @@ def open_policy(recipe: Recipe, run: RunDir, **options: Any) -> SpeechPolicy:
 
     from rbalign.lm.load import load_lm
     from rbalign.speechlm import RbaSpeechProcessor
-    from rbalign.speechlm.connector import from_parts
+    from rbalign.speechlm.clipcache import ClipFolder
+    from rbalign.speechlm.connector import connector_hash, from_parts
     from rbalign.speechlm.policy import SpeechPolicy
 
     name = recipe.connect.language_model if recipe.connect else recipe.teacher.model
     lm = load_lm(model_folder(name), name=name)
-    speech = from_parts(connector_of(recipe, run), lm.model)
+    connector = connector_of(recipe, run)
+    speech = from_parts(connector, lm.model)
     processor = RbaSpeechProcessor(WhisperFeatureExtractor(), lm.tokenizer)
+    if share:
+        key = stable_hash([HEARING_VERSION, connector_hash(connector), lm.digest])
+        options["heard"] = ClipFolder(home() / HEARD, key)
     return SpeechPolicy(speech, processor, system=system_prompt(recipe), **options)
 
 
