@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from rbalign.data.signatures import Signatures
-from rbalign.report.pivot import Results
+from rbalign.report.pivot import Results, label
 from rbalign.report.tables import main_table, training_table, verdict
 
 ROOT = Path(__file__).parent.parent
 SIDES = ("WER of heard", "request's words")
 """Columns that README shows beside the headlines and their sides."""
+ADJUSTED = 0.05
 SHIPPED = ROOT / "src" / "rbalign" / "speechlm" / "shipped"
 
 
@@ -37,14 +38,30 @@ def section(name: str, results: dict) -> str:
         lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
     note = (
         f"`rba run {name}` (results/{name}.json; its page has every column). 95 % intervals over instructions; * = the "
-        "arm's loss optimises it."
+        "arm's loss optimises it; bold = Holm-adjusted p below 0.05."
     )
-    said = [f"- {line['text']}" for line in verdict(asked)]
+    said = [f"- {line['text']}" for line in verdict(asked) if line["kind"] == "plain"]
     spent = [f"{row['arm']} {row['operations']} ({row['updates']}, {row['selected']})" for row in training_table(asked)]
     if spent:
         what = "10^12 operations of the language model (updates, and the one whose weights are evaluated)"
         said.append(f"- Training, {what}: {', '.join(spent)}.")
-    return "\n".join([note, "", *lines, "", *said])
+    return "\n".join([note, "", *lines, "", *differences(asked), "", *said])
+
+
+def differences(results: Results) -> list[str]:
+    """Every headline comparison, a pair of arms in a row; bold where the Holm-adjusted p is below 0.05."""
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
+    for row in results.comparisons:
+        if row["headline"] and row["difference"] is not None:
+            mark = "**" if row["p_holm"] is not None and row["p_holm"] < ADJUSTED else ""
+            shown = f"{mark}{row['difference']:+.3f}{mark} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+            pairs.setdefault((row["a"], row["b"]), {})[label(row["metric"])] = shown
+    metrics = list(dict.fromkeys(metric for cells in pairs.values() for metric in cells))
+    lines = [f"| difference | {' | '.join(metrics)} |", "|" + "---|" * (len(metrics) + 1)]
+    return lines + [
+        f"| {ours} minus {theirs} | {' | '.join(cells.get(metric, '') for metric in metrics)} |"
+        for (ours, theirs), cells in pairs.items()
+    ]
 
 
 def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
