@@ -44,14 +44,15 @@ class Work:
 def reference_work(
     references: Sequence[str], instructions: Spoken, questions: Spoken, samples: int, seed: int
 ) -> list[Work]:
-    """What base and the references do. The cascade's ASR costs a second a clip, so it hears one clip of each."""
+    """What base and the references do. The cascade's ASR costs a second a clip, so it hears one clip of each; the NLL of
+    y_ref, which no claim rests on, is measured on one clip of each, too."""
     tests, several = instructions.examples, instructions.views
     full = [*every_view(tests, several), *repeats(tests, several, samples, seed)]
     single, first = one_view(tests, several, seed), one_view(questions.examples, questions.views, seed)
     asked = every_view(questions.examples, questions.views)
     work = [
         Work("base", "open", "speech", full),
-        Work("base", "nll", "loss", every_view(tests, several)),
+        Work("base", "nll", "loss", single),
         Work("base", "qa", "speech", asked, greedy=True),
     ]
     if "text" in references:
@@ -78,18 +79,19 @@ def reference_work(
 def arm_work(
     folder: str, references: Sequence[str], instructions: Spoken, questions: Spoken, samples: int, seed: int
 ) -> list[Work]:
-    """What a trained arm does: the same items as base, and its own text side."""
+    """What a trained arm does: the same items as base, and its own text side. Questions on wrong audio are base's alone:
+    no arm has answered one of a hundred rightly."""
     tests, several = instructions.examples, instructions.views
     single, first = one_view(tests, several, seed), one_view(questions.examples, questions.views, seed)
     work = [
         Work(folder, "open", "speech", [*every_view(tests, several), *repeats(tests, several, samples, seed)]),
-        Work(folder, "nll", "loss", every_view(tests, several)),
+        Work(folder, "nll", "loss", single),
         Work(folder, "qa", "speech", every_view(questions.examples, questions.views), greedy=True),
         Work(folder, "open-text", "text", single),
         Work(folder, "qa-text", "text", first, greedy=True),
     ]
     if "wrong-audio" in references:
-        work += _wrong(folder, single, first)
+        work += _wrong(folder, single, ())
     return [one for one in work if one.items]
 
 

@@ -23,7 +23,7 @@ from rbalign.errors import AssetError, UsageError
 from rbalign.eval import metrics, qa
 from rbalign.eval.collect import collect
 from rbalign.eval.items import by_example, limit_examples
-from rbalign.eval.results import Evidence, Subject, build
+from rbalign.eval.results import SIDES, Evidence, Subject, build
 from rbalign.eval.schedule import Spoken, Work, arm_work, reference_work
 from rbalign.eval.score import load_rows, score
 from rbalign.rundir.files import atomic_write, sha256_file
@@ -139,6 +139,8 @@ class Evaluation:
         """Score every answer that has none yet."""
         floors = {name: metric.floor for name, metric in metrics.METRICS.items()}
         scorers = {"open": self._open_scorers(), "qa": {"qa": build_scorer("qa")}, "nll": {}}
+        # The dearest score: own reading and wrong audio are told by what texts say alone.
+        aside = {name: one for name, one in scorers["open"].items() if "teacher_logprobs" not in one.needs}
         for work in self.everything():
             examples = self.questions.examples if work.kind == "qa" else self.instructions.examples
             if len(load_rows([self._path(work, ".scores")])) < len(work.items):
@@ -146,7 +148,7 @@ class Evaluation:
                     self._path(work),
                     self._path(work, ".scores"),
                     {example.id: example for example in examples},
-                    scorers[work.kind],
+                    aside if work.task in SIDES and work.kind == "open" else scorers[work.kind],
                     teacher_logprobs=self._teacher_logprobs,
                     floors=floors,
                     label=f"score {work.folder} {work.task}",

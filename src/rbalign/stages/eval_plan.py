@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import EvalConfig
 from rbalign.eval import qa
+from rbalign.eval.results import SIDES
 from rbalign.eval.schedule import Source, Spoken, Work, arm_work, reference_work
 from rbalign.rundir.journal import count_lines
 from rbalign.rundir.run import RunDir
@@ -36,7 +37,7 @@ WHAT: dict[Source, str] = {
 }
 SECONDS_PER_CLIP = 1.1
 SECONDS_PER_SCORE = 0.08
-"""Of an open answer: nearly all of it the teacher's likelihood. Questions and losses are scored in no time."""
+"""Of an open answer: nearly all of it the teacher's likelihood. All else is scored in no time."""
 BYTES_PER_ANSWER, BYTES_PER_SCORE, BYTES_PER_CLIP = 1_500, 400, 65_000
 
 
@@ -46,7 +47,7 @@ def plan_of(recipe: Recipe, config: EvalConfig, run: RunDir) -> Plan:
     for work in _planned(recipe, config):
         folder = run.path("eval", work.folder)
         answers[work.source] += max(0, len(work.items) - count_lines(folder / f"{work.task}.jsonl"))
-        scores[work.kind] += max(0, len(work.items) - count_lines(folder / f"{work.task}.scores.jsonl"))
+        scores["aside" if work.task in SIDES else work.kind] += max(0, len(work.items) - count_lines(folder / f"{work.task}.scores.jsonl"))
     clips = 0 if run.path("eval", "questions").is_dir() else config.qa * qa.VIEWS_PER_QUESTION
     rows = [PlanRow("speak questions", clips, clips * SECONDS_PER_CLIP, clips * BYTES_PER_CLIP)]
     for source, what in WHAT.items():
