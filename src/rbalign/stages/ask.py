@@ -22,7 +22,7 @@ def ask(
 ) -> dict[str, Any]:
     """Answer a clip, a written request, or both, greedily.
 
-    Returns heard (see `SpeechPolicy.heard`; None without a clip), answer, text_answer (the untouched text LLM on
+    Returns heard (see `Policy.heard`; None without a clip), answer, text_answer (the untouched text LLM on
     `text`, else on what was heard) and seconds. `run` takes that run's model, `arm` one of its trained arms.
     """
     from rbalign.audio.io import read_audio, to_flac

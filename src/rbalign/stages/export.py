@@ -20,7 +20,7 @@ from rbalign.stages.named import BASE, arm_weights
 from rbalign.stages.voices import bank_of_dataset
 
 if TYPE_CHECKING:
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
 
 READS_ALONG = " While it hears, this merged LLM reads along; in the run the one before alignment did."
 CARD = """---
@@ -77,7 +77,7 @@ def export(run: RunDir, arm: str, out: Path) -> Path:
     return out
 
 
-def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
+def card(run: RunDir, weights: Path | None, policy: Policy) -> str:
     """The model card: what it is, how to ask it, what it was made from, under which licences."""
     arm = weights.parent.name if weights else BASE
     system = [{"role": "system", "content": policy.system}] if policy.system is not None else []

@@ -26,7 +26,7 @@ from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import Journal
 from rbalign.scorers.base import Scorer
-from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.speechlm.base import Policy
 from rbalign.train.arguments import training_arguments
 from rbalign.train.batches import (
     MicroBatch,
@@ -55,7 +55,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        policy: SpeechPolicy,
+        policy: Policy,
         arm: str,
         config: AlignConfig,
         items: Sequence[Item],
