@@ -107,7 +107,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def prompts(self, views: Sequence[View], beside: str = "") -> Prompts:
-        """Speech prompts: each clip between what the template writes, with an instruction `beside` it if there is one."""
+        """Speech prompts: each clip inside what the template writes, and an instruction written `beside` it."""
 
     @abstractmethod
     def text_prompts(self, texts: Sequence[str]) -> Prompts:
