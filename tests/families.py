@@ -6,19 +6,34 @@ tokenizers are the tiny one of tests/tiny.py with the family's own special token
 
 from __future__ import annotations
 
+import base64
+from types import SimpleNamespace
+
+import pytest
 import torch
-from tiny import tiny_tokenizer
+from tiny import tiny_bpe, tiny_tokenizer
 from transformers import (
     AudioFlamingo3Config,
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
     GenerationConfig,
+    GraniteSpeechConfig,
+    GraniteSpeechFeatureExtractor,
+    GraniteSpeechForConditionalGeneration,
+    GraniteSpeechProcessor,
+    PreTrainedTokenizerFast,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
+    VoxtralConfig,
+    VoxtralForConditionalGeneration,
+    VoxtralProcessor,
     WhisperFeatureExtractor,
 )
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.granite_speech import feature_extraction_granite_speech as granite_features
 
+from rbalign.audio.io import read_audio
 from rbalign.config.families import FAMILIES
 from rbalign.speechlm.family import FamilyPolicy
 
@@ -118,7 +133,132 @@ def audioflamingo3():
     return model, processor
 
 
-TINY = {"qwen2_audio": qwen2_audio, "audioflamingo3": audioflamingo3}
+class MistralStandIn(PreTrainedTokenizerFast):
+    """What MistralCommonBackend does for one user's turn, for mistral-common is not among the tests' packages.
+
+    By its InstructTokenizerV7: `<s>[INST]` chunks in their order `[/INST]`, a clip as `[BEGIN_AUDIO]` and one `[AUDIO]`
+    for each 80 ms of it after padding to whole 30 s; at most one text chunk, and no system prompt beside audio.
+    """
+
+    def apply_chat_template(self, conversations, **settings):
+        (messages,) = conversations
+        (turn,) = messages
+        assert turn["role"] == "user"
+        chunks = [{"type": "text", "text": turn["content"]}] if isinstance(turn["content"], str) else turn["content"]
+        assert sum(chunk["type"] == "text" for chunk in chunks) <= 1
+        ids, clips = self.convert_tokens_to_ids(["<s>", "[INST]"]), []
+        for chunk in chunks:
+            if chunk["type"] == "text":
+                ids += self.encode(chunk["text"], add_special_tokens=False)
+            else:
+                clips.append(read_audio(base64.b64decode(chunk["base64"])))
+                frames = 375 * -(-len(clips[-1]) // 480_000)
+                ids += self.convert_tokens_to_ids(["[BEGIN_AUDIO]"] + ["[AUDIO]"] * frames)
+        ids += self.convert_tokens_to_ids(["[/INST]"])
+        made = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
+        return made | ({"audio": clips} if clips else {})
+
+
+def voxtral():
+    """Special tokens at tekken's places: VoxtralProcessor expects [AUDIO] at 24."""
+    specials = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        *[f"<{n}>" for n in range(5, 24)],
+        "[AUDIO]",
+        "[BEGIN_AUDIO]",
+    ]
+    tokenizer = MistralStandIn(
+        tokenizer_object=tiny_bpe(specials), bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    processor = VoxtralProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
+    config = VoxtralConfig(
+        audio_config={"model_type": "voxtral_encoder", "num_mel_bins": 128, "initializer_range": 0.2, **sizes},
+        text_config=text_config(tokenizer, "llama", head_dim=16),
+        audio_token_id=processor.audio_token_id,
+    )
+    return VoxtralForConditionalGeneration(config), processor
+
+
+GRANITE_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{%- set system_message = messages[0]['content'] %}"
+    "{%- set loop_messages = messages[1:] %}"
+    "{%- else %}"
+    "{%- set system_message = \"Knowledge Cutoff Date: April 2024.\\nToday's Date: \" + strftime_now('%B %d, %Y') + "
+    '".\\nYou are Granite, developed by IBM. You are a helpful AI assistant." %}'
+    "{%- set loop_messages = messages %}"
+    "{%- endif %}"
+    "{{- '<|start_of_role|>system<|end_of_role|>' + system_message + '<|end_of_text|>\n' }}"
+    "{%- for message in loop_messages %}"
+    "{{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' + message['content'] + '<|end_of_text|>\n' }}"
+    "{%- if loop.last and add_generation_prompt %}"
+    "{{- '<|start_of_role|>assistant' }}"
+    "{{- '<|end_of_role|>' }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+)
+"""Granite 3.3's, without its branches for tools, documents, controls and thinking, which no prompt here takes."""
+
+
+class MelStandIn(torch.nn.Module):
+    """torchaudio's MelSpectrogram with its defaults (HTK mels, power 2, reflected edges): it is no test package."""
+
+    def __init__(self, sample_rate, n_fft, win_length, hop_length, n_mels):
+        super().__init__()
+        self.sizes = {"n_fft": n_fft, "win_length": win_length, "hop_length": hop_length}
+        self.window = torch.hann_window(win_length)
+        filters = mel_filter_bank(n_fft // 2 + 1, n_mels, 0.0, sample_rate / 2, sample_rate, mel_scale="htk")
+        self.filters = torch.from_numpy(filters).float()
+
+    def forward(self, audio):
+        power = torch.stft(audio, window=self.window, return_complex=True, **self.sizes).abs().square()
+        return (power.transpose(-1, -2) @ self.filters).transpose(-1, -2)
+
+
+def granite_speech():
+    """Its features need torchaudio: `torchaudio_stand_in` first."""
+    tokenizer = with_tokens("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|audio|>")
+    tokenizer.chat_template = GRANITE_TEMPLATE
+    processor = GraniteSpeechProcessor(GraniteSpeechFeatureExtractor(), tokenizer, chat_template=GRANITE_TEMPLATE)
+    multipliers = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3}
+    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    config = GraniteSpeechConfig(
+        text_config=text_config(tokenizer, "granite", eos_token_id=end, **multipliers),
+        encoder_config={"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "output_dim": 12, "initializer_range": 0.2},
+        projector_config={
+            "model_type": "blip_2_qformer", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "intermediate_size": 64, "encoder_hidden_size": 32, "initializer_range": 0.2,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"),
+        has_lora_adapter=False,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return GraniteSpeechForConditionalGeneration(config), processor
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchaudio_stand_in():
+    """Lets Granite's feature extractor work without torchaudio. A test module imports it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not granite_features.is_torchaudio_available():
+            fake = SimpleNamespace(transforms=SimpleNamespace(MelSpectrogram=MelStandIn))
+            patch.setattr(granite_features, "torchaudio", fake, raising=False)
+            patch.setattr(granite_features, "requires_backends", lambda *_: None)
+        yield
+
+
+TINY = {
+    "qwen2_audio": qwen2_audio,
+    "audioflamingo3": audioflamingo3,
+    "voxtral": voxtral,
+    "granite_speech": granite_speech,
+}
 
 
 def family_model(name):

@@ -9,6 +9,7 @@ frozen) and makes a clip independent of its batch, which Granite's unmasked enco
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rbalign.audio.io import read_audio
+from rbalign.audio.io import read_audio, to_flac
 from rbalign.config.families import Family, family_of
 from rbalign.errors import DataError, UsageError
 from rbalign.lm.sampler import Prompts
@@ -189,7 +190,9 @@ def _turn(family: Family, words: str, clip: np.ndarray | None) -> Any:
         return words
     if family.turn == "inline":
         return family.placeholder + words
-    parts: list[dict[str, Any]] = [{"type": "audio", "audio": clip} if family.turn == "whole" else {"type": "audio"}]
+    parts: list[dict[str, Any]] = [{"type": "audio"}]
+    if family.turn == "whole":
+        parts[0]["base64"] = base64.b64encode(to_flac(clip, RATE)).decode("ascii")
     return [*parts, {"type": "text", "text": words}] if words else parts
 
 
