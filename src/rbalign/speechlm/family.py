@@ -10,10 +10,9 @@ frozen) and makes a clip independent of its batch, which Granite's unmasked enco
 from __future__ import annotations
 
 import base64
-import importlib.util
-import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,15 @@ from torch import Tensor
 from rbalign.audio.io import read_audio, to_flac
 from rbalign.config.families import Family, family_of
 from rbalign.errors import DataError, UsageError
+from rbalign.lm.load import load_model, model_type
 from rbalign.lm.sampler import Prompts
 from rbalign.speechlm.base import REPEAT, Policy
 from rbalign.speechlm.clipcache import ClipFolder
 from rbalign.types import View
 
 RATE = 16_000
+OWN_LORA = "adapter_config.json"
+"""Beside a release that adds LoRA of its own to hear, as Granite Speech 3.3 does."""
 APART = "\n\n"
 """Between a system prompt and the words of a user's turn, where a family has no place of its own for it."""
 
@@ -117,12 +119,8 @@ class FamilyPolicy(Policy):
         The answer's header stands at the end. Tensors are torch's, of one row, unpadded.
         """
         family = self.family
-        messages = []
-        if system is not None and family.system:
-            messages.append({"role": "system", "content": system})
-        elif system is not None:
-            words = system + APART + words if words else system
-        messages.append({"role": "user", "content": _turn(family, words, clip)})
+        told = None if clip is None else _bytes_of(clip) if family.turn == "whole" else {}
+        messages = self.messages(words, told, system)
         if family.turn == "whole":
             made: Mapping[str, Any] = self.processor.apply_chat_template(messages, return_tensors="pt")
             return made
@@ -130,6 +128,17 @@ class FamilyPolicy(Policy):
         audio = {} if clip is None else {"audio": [clip], **family.call}
         made = self.processor(text=[text], return_tensors="pt", **audio)
         return made
+
+    def messages(
+        self, words: str = "", clip: Mapping[str, str] | None = None, system: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The chat whose template the family's prompt is. `clip` is {}, or says where a "whole" turn finds the clip."""
+        messages: list[dict[str, Any]] = []
+        if system is not None and self.family.system:
+            messages.append({"role": "system", "content": system})
+        elif system is not None:
+            words = system + APART + words if words else system
+        return [*messages, {"role": "user", "content": _turn(self.family, words, clip)}]
 
     def prompts(self, views: Sequence[View], beside: str = "") -> Prompts:
         """Speech prompts: what the template writes before a clip is shared; a written instruction stands after it."""
@@ -184,16 +193,18 @@ def _at_the_door(speech: Any, inputs: Mapping[str, Any]) -> Tensor:
     raise DataError("the model ended without its language model", "rba and transformers do not fit: report it")
 
 
-def _turn(family: Family, words: str, clip: np.ndarray | None) -> Any:
+def _bytes_of(clip: np.ndarray) -> dict[str, str]:
+    return {"base64": base64.b64encode(to_flac(clip, RATE)).decode("ascii")}
+
+
+def _turn(family: Family, words: str, clip: Mapping[str, str] | None) -> Any:
     """The content of the user's turn; written words alone are a plain string in every template."""
     if clip is None:
         return words
     if family.turn == "inline":
         return family.placeholder + words
-    parts: list[dict[str, Any]] = [{"type": "audio"}]
-    if family.turn == "whole":
-        parts[0]["base64"] = base64.b64encode(to_flac(clip, RATE)).decode("ascii")
-    return [*parts, {"type": "text", "text": words}] if words else parts
+    audio = {"type": "audio", **clip}
+    return [audio, {"type": "text", "text": words}] if words else [audio]
 
 
 def _end_ids(speech: Any, tokenizer: Any, family: Family) -> tuple[int, ...]:
@@ -210,14 +221,8 @@ def _end_ids(speech: Any, tokenizer: Any, family: Family) -> tuple[int, ...]:
 
 def family_in(folder: Path) -> Family:
     """The family of a model folder, by its config.json."""
-    try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError):
-        raise UsageError(
-            f"no model in {folder}: config.json is missing", "give a folder that save_pretrained wrote"
-        ) from None
-    family = family_of(str(told), str(folder))
-    missing = [name for name in family.packages if importlib.util.find_spec(name) is None]
+    family = family_of(model_type(folder), str(folder))
+    missing = [name for name in family.packages if find_spec(name) is None]
     if missing:
         raise UsageError(
             f"{family.name}'s processor needs {', '.join(missing)}, not installed here",
@@ -228,15 +233,28 @@ def family_in(folder: Path) -> Family:
 
 def load_family(folder: Path) -> tuple[Any, Any, Family]:
     """Model in float32, processor and family of a folder that `save_pretrained` wrote or a release holds."""
-    import transformers
+    from transformers import AutoProcessor
 
     family = family_in(folder)
     try:
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model = getattr(transformers, family.model_class).from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        )
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model = load_model(folder, family.model_class)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"{folder} cannot be loaded as {family.name}: {reason}", "take the whole release") from None
+    _merge_own_lora(model)
     return model, processor, family
+
+
+def _merge_own_lora(model: Any) -> None:
+    """Put the LoRA that a release came with into the weights, for good. Granite switches its own on and off by whether
+    features are there, and knows one set: samples from positions would be drawn without it, and ours be lost to it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    own = [(path, module) for path, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for path, layer in own:
+        layer.merge()
+        model.set_submodule(path, layer.get_base_layer())
+    if own:
+        model._hf_peft_config_loaded = False
+        del model.peft_config

@@ -89,7 +89,7 @@ class Answering:
     def _hears(self, base: bool) -> bool:
         """Whether the transcript is worth keeping: arms with a frozen adapter hear what base hears."""
         trained = self.recipe.align is not None and self.recipe.align.train_adapter
-        return (base or trained) and self.policy.speech.config.adapter_type == "ctc"
+        return (base or trained) and self.policy.has_transcript
 
     def _wrong_clip(self, work: Work) -> Any:
         clips = wrong_audio(work.items, self.spoken[work.kind == "qa"].clips())

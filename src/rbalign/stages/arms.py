@@ -30,6 +30,7 @@ from rbalign.rundir.journal import count_lines, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
+from rbalign.stages.policy import model_bytes
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
 from rbalign.voices.bank import VoiceBank
@@ -212,7 +213,7 @@ def workers_for(config: AlignConfig) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
     at_once = len(config.seeds) * sum(not arm.endswith(MATCHED) for arm in config.arms)
-    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES), at_once))
+    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES + model_bytes(config.model)), at_once))
 
 
 @contextmanager
