@@ -17,11 +17,17 @@ from transformers import (
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
     GenerationConfig,
+    GlmAsrConfig,
+    GlmAsrForConditionalGeneration,
+    GlmAsrProcessor,
     GraniteSpeechConfig,
     GraniteSpeechFeatureExtractor,
     GraniteSpeechForConditionalGeneration,
     GraniteSpeechProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
     Qwen2AudioProcessor,
@@ -253,11 +259,122 @@ def torchaudio_stand_in():
         yield
 
 
+GLM_TEMPLATE = """{%- macro to_text(content) -%}
+{%- if content is string -%}
+{{- content -}}
+{%- elif content is iterable and content is not mapping -%}
+{%- for item in content -%}
+{%- if item is mapping and item.type == 'text' and item.text is defined -%}
+{{- item.text -}}
+{%- elif item is mapping and (item.type == 'audio' or 'audio' in item) -%}
+<|begin_of_audio|><|pad|><|end_of_audio|><|user|>
+{% elif item is string -%}
+{{- item -}}
+{%- endif -%}
+{%- endfor -%}
+{%- else -%}
+{{- content -}}
+{%- endif -%}
+{%- endmacro -%}
+{%- for m in messages -%}
+{%- if m.role == 'system' -%}
+<|system|>
+{{ to_text(m.content) | trim }}
+{%- elif m.role == 'user' -%}
+<|user|>
+{{ to_text(m.content) | trim }}
+{%- elif m.role == 'assistant' -%}
+<|assistant|>
+{{ to_text(m.content) | trim }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|assistant|>
+{% endif -%}"""
+"""transformers, convert_glmasr_weights_to_hf.py, `chat_template`."""
+
+
+def glmasr():
+    """Its answers end where the template would open the next turn."""
+    roles = ("<|system|>", "<|user|>", "<|assistant|>")
+    tokenizer = with_tokens(*roles, "<|begin_of_audio|>", "<|end_of_audio|>", "<|pad|>")
+    tokenizer.pad_token = tokenizer.eos_token
+    processor = GlmAsrProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer, chat_template=GLM_TEMPLATE)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
+    config = GlmAsrConfig(
+        audio_config={"model_type": "glmasr_encoder", "num_mel_bins": 128, "initializer_range": 0.2, **sizes},
+        text_config=text_config(tokenizer, "llama", head_dim=8),
+        audio_token_id=processor.audio_token_id,
+        tie_word_embeddings=False,
+    )
+    return GlmAsrForConditionalGeneration(config), processor
+
+
+OMNI_TEMPLATE = (
+    "{% set audio_count = namespace(value=0) %}{% set image_count = namespace(value=0) %}"
+    "{% set video_count = namespace(value=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_bos|><|IMAGE|><|vision_eos|>"
+    "{% elif content['type'] == 'audio' or 'audio' in content or 'audio_url' in content %}"
+    "{% set audio_count.value = audio_count.value + 1 %}"
+    "{% if add_audio_id %}Audio {{ audio_count.value }}: {% endif %}<|audio_bos|><|AUDIO|><|audio_eos|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_bos|><|VIDEO|><|vision_eos|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen/Qwen2.5-Omni-7B, chat_template.json."""
+OMNI_TOKENS = {
+    "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+}  # fmt: skip
+
+
+class OmniStandIn(Qwen2_5OmniProcessor):
+    """The real processor without its eyes, for which torchvision is needed: it is among no test's packages."""
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        eyes = ("image_processor", "video_processor")
+        return None if argument_name in eyes else super().check_argument_for_proper_class(argument_name, argument)
+
+
+def qwen2_5_omni():
+    """The thinker."""
+    tokenizer = with_tokens(*OMNI_TOKENS.values())
+    tokenizer._set_model_specific_special_tokens(special_tokens=OMNI_TOKENS)
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    processor = OmniStandIn(None, None, extractor, tokenizer, chat_template=OMNI_TEMPLATE)
+    ids = {f"{kind}_token_index": getattr(tokenizer, f"{kind}_token_id") for kind in ("audio", "image", "video")}
+    marks = {"vision_start": "<|vision_bos|>", "audio_start": "<|audio_bos|>", "audio_end": "<|audio_eos|>"}
+    ids |= {f"{mark}_token_id": tokenizer.convert_tokens_to_ids(token) for mark, token in marks.items()}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={**WHISPER, "output_dim": 32, "n_window": 25},
+        vision_config={
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        text_config=text_config(tokenizer, "qwen2_5_omni_text", rope_parameters=rope),
+        initializer_range=0.2,
+        **ids,
+    )  # fmt: skip
+    return Qwen2_5OmniThinkerForConditionalGeneration(config), processor
+
+
 TINY = {
     "qwen2_audio": qwen2_audio,
     "audioflamingo3": audioflamingo3,
     "voxtral": voxtral,
     "granite_speech": granite_speech,
+    "glmasr": glmasr,
+    "qwen2_5_omni_thinker": qwen2_5_omni,
 }
 
 

@@ -27,7 +27,8 @@ from rbalign.train.reference import Reference
 LEAST_MOVED = 5e-3
 """Nats by which another clip must move some token's log-prob: 500 times what identical clips may. Over six pairs
 of clips these models moved by 0.9 to 2.8 (Qwen2-Audio), 0.09 to 0.3 (Audio Flamingo 3), 0.06 to 0.12 (Voxtral, where a
-second of tone stands among 29 of silence) and 0.013 to 0.055 (Granite: six positions, whose projector averages)."""
+second of tone stands among 29 of silence), 0.013 to 0.055 (Granite: six positions, whose projector averages), 0.07 to
+0.6 (GLM-ASR) and 0.5 to 1.4 (Qwen2.5-Omni)."""
 
 families = pytest.mark.parametrize("name", TINY)
 
@@ -207,8 +208,14 @@ PROMPTS = {
     "voxtral": "<s>[INST][BEGIN_AUDIO]CLIPBe brief.\n\nWhy?[/INST]",
     "granite_speech": "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user"
     "<|end_of_role|>CLIPWhy?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+    "glmasr": "<|system|>\nBe brief.<|user|>\n<|begin_of_audio|>CLIP<|end_of_audio|><|user|>\nWhy?<|assistant|>\n",
+    "qwen2_5_omni_thinker": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|audio_bos|>CLIP<|audio_eos|>"
+    "Why?<|im_end|>\n<|im_start|>assistant\n",
 }
-SECONDS_A_POSITION = {"qwen2_audio": 25, "audioflamingo3": 25, "voxtral": None, "granite_speech": 10}
+POSITIONS_A_SECOND = {
+    "qwen2_audio": 25, "audioflamingo3": 25, "voxtral": None, "granite_speech": 10, "glmasr": 12.5,
+    "qwen2_5_omni_thinker": 25,
+}  # fmt: skip
 
 
 @families
@@ -222,7 +229,7 @@ def test_prompts_are_the_released_ones_word_for_word(name):
     decode = policy.tokenizer.decode
     assert decode(prompts.shared) + "CLIP" + decode(after) == PROMPTS[name]
     assert len(prompts.rows[0]) == len(clip) + len(after)
-    rate = SECONDS_A_POSITION[name]
+    rate = POSITIONS_A_SECOND[name]
     assert len(clip) == 375 if rate is None else abs(len(clip) - 2.0 * rate) <= 2
     assert decode(policy.completion_ids("tea")) == "tea" + FAMILIES[name].end
 
@@ -252,5 +259,5 @@ def test_the_stand_in_for_mistral_common_is_asked_for_what_it_allows():
 
 
 def test_every_family_is_listed_with_what_it_was_proven_with():
-    assert set(TINY) == set(FAMILIES)
+    assert {FAMILIES[name].name for name in TINY} == {family.name for family in FAMILIES.values()}
     assert all(family.proven == RANDOM for family in FAMILIES.values())

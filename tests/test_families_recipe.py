@@ -11,14 +11,16 @@ import torch
 from aligning import tiny_view
 from families import LORA, SYSTEM, family_model, torchaudio_stand_in  # noqa: F401
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from test_eval_stage import Letters
 from tiny import TEXTS, tiny_clip
 
 from rbalign.audio.io import read_audio, to_flac
+from rbalign.config.families import FAMILIES
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
-from rbalign.errors import UsageError
-from rbalign.lm.load import load_lm
+from rbalign.errors import DataError, UsageError
+from rbalign.lm.load import load_lm, load_model
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm import family as family_module
@@ -180,6 +182,41 @@ def test_a_whole_model_takes_no_connector_and_no_adapter(folder, changes):
 
 def test_older_recipes_keep_their_keys():
     assert "model" not in Recipe.model_validate({"name": "old", "align": {}}).model_dump()["align"]
+
+
+def test_the_thinker_is_taken_out_of_a_whole_omni_release(tmp_path):
+    """As Qwen/Qwen2.5-Omni-7B is laid out: `thinker.` before its weights, its configuration among those of the rest."""
+    model, _ = family_model("qwen2_5_omni_thinker")
+    weights = {f"thinker.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    told = {"model_type": "qwen2_5_omni", "thinker_config": model.config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    loaded = load_model(tmp_path, FAMILIES["qwen2_5_omni"].model_class)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path, folder):
+    """transformers goes on with random ones."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    (lost,) = (name for name in weights if "multi_modal_projector" in name and name.endswith("weight"))
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match="lacks 1 of the weights"):
+        load_family(tmp_path)
+
+
+def test_a_model_is_evaluated_without_any_training(tmp_path, folder, offline):
+    recipe = recipe_of(folder, arms=[])
+    with RunDir.open(tmp_path / "runs", recipe) as run:
+        write_data(run.path("data"))
+        align.check(recipe)
+        assert align.run(recipe, run) == {}
+        eval_stage.run(recipe, run)
+        results = json.loads(run.path("results.json").read_text())
+    assert {row["arm"] for row in results["rows"]} == {"base", "text", "self-cascade"}
 
 
 def test_lora_that_a_release_came_with_is_part_of_the_model(tmp_path, monkeypatch):

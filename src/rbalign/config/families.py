@@ -47,6 +47,16 @@ class Family:
     proven: str = RANDOM
 
 
+_OMNI = Family(
+    name="Qwen2.5-Omni",
+    model_class="Qwen2_5OmniThinkerForConditionalGeneration",
+    placeholder="<|AUDIO|>",
+    end="<|im_end|>",
+    turn="parts",
+    source="Qwen/Qwen2.5-Omni-7B, chat_template.json; transformers, Qwen2_5OmniProcessor",
+    packages=("torchvision",),
+)
+
 FAMILIES: Mapping[str, Family] = {
     "qwen2_audio": Family(
         name="Qwen2-Audio",
@@ -87,15 +97,25 @@ FAMILIES: Mapping[str, Family] = {
         longest=600.0,
         packages=("torchaudio",),
     ),
+    "glmasr": Family(
+        name="GLM-ASR",
+        model_class="GlmAsrForConditionalGeneration",
+        placeholder="<|pad|>",
+        end="<|user|>",
+        turn="parts",
+        source="zai-org/GLM-ASR-Nano-2512; transformers, convert_glmasr_weights_to_hf.py, chat_template",
+        longest=655.0,
+    ),
+    "qwen2_5_omni": _OMNI,
+    "qwen2_5_omni_thinker": _OMNI,
 }
-"""By `model_type` in config.json."""
+"""By `model_type` in config.json. Of Qwen2.5-Omni the thinker: alone, or out of the whole release."""
 
 REFUSED: Mapping[str, str] = {
-    "gemma3n": "its language model looks up a second embedding for each layer by token id, which audio positions lack",
-    "phi4_multimodal": "its released weights switch a speech LoRA on inside the language model, and with it off they "
-    "do not hear: LoRA off would not be the reference",
-    "qwen2_5_omni": "the released folder holds thinker and talker, and only a thinker alone would be loaded",
-    "qwen3_omni_moe": "the released folder holds thinker and talker, and only a thinker alone would be loaded",
+    "gemma3n": "each layer of its language model takes an input of its own, looked up by token id, which embeddings "
+    "alone do not bring",
+    "phi4_multimodal": "its encoders sit inside its decoder, and it hears only with LoRA that is loaded apart",
+    "qwen3_omni_moe": "LoRA on the experts of its language model is not tried",
     "ultravox": "it is not among transformers' own classes, and code from model folders is not run",
 }
 """`model_type` -> why a speech LLM that looks alike cannot be aligned."""
