@@ -152,7 +152,7 @@ def test_the_text_teacher_is_the_speech_llm_that_hears_nothing(tmp_path, folder,
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        ({"model_type": "gemma3n"}, {}, "second embedding for each layer"),
+        ({"model_type": "gemma3n"}, {}, "an input of its own, looked up by token id"),
         ({"model_type": "llama"}, {}, "'llama', no speech LLM that rba knows"),
         ({"model_type": "qwen2_audio"}, {"teacher": {"model": "elsewhere"}}, "kd reads the teacher's distribution"),
         ({"model_type": "qwen2_audio"}, {"connect": {}}, "has its own ears"),

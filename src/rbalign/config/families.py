@@ -125,7 +125,7 @@ def family_of(model_type: str, folder: str) -> Family:
     """The family of a model folder. UsageError, with the reason where it is known, for any other."""
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    known = "choose one of " + ", ".join(family.name for family in FAMILIES.values())
+    known = "choose one of " + ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
     if model_type in REFUSED:
         raise UsageError(f"{folder} is of type {model_type}, which rba refuses: {REFUSED[model_type]}", known)
     raise UsageError(f"{folder} is of type {model_type!r}, no speech LLM that rba knows", known)

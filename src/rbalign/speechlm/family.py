@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rbalign.audio.io import read_audio, to_flac
 from rbalign.config.families import Family, family_of
-from rbalign.errors import DataError, UsageError
+from rbalign.errors import DataError, RbaError, UsageError
 from rbalign.lm.load import load_model, model_type
 from rbalign.lm.sampler import Prompts
 from rbalign.speechlm.base import REPEAT, Policy
@@ -239,6 +239,8 @@ def load_family(folder: Path) -> tuple[Any, Any, Family]:
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         model = load_model(folder, family.model_class)
+    except RbaError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"{folder} cannot be loaded as {family.name}: {reason}", "take the whole release") from None
