@@ -48,11 +48,13 @@ def tiny_items(policy: SpeechPolicy, count: int = 6, views: int = 2, cap: int = 
     return items
 
 
-def plain_logprobs(policy, view, ids):
+def plain_logprobs(policy, view, ids, beside=""):
     """The long way round: the processor's own inputs through the model's own forward, one unpadded row."""
     before = policy.tokenizer.decode(policy.before_ids)
     after = policy.tokenizer.decode(policy.after_ids)
-    inputs = policy.processor(text=before + AUDIO_TOKEN + after, audio=[read_audio(view.flac)], return_tensors="pt")
+    inputs = policy.processor(
+        text=before + AUDIO_TOKEN + beside + after, audio=[read_audio(view.flac)], return_tensors="pt"
+    )
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():

@@ -8,7 +8,16 @@ reverse. test_agreement_real.py asks the same of the embedded model.
 
 import pytest
 import torch
-from aligning import FUSION, assert_pairing_holds, assert_samples_agree, swapped, tiny_items, tiny_policy, tiny_view
+from aligning import (
+    FUSION,
+    assert_pairing_holds,
+    assert_samples_agree,
+    plain_logprobs,
+    swapped,
+    tiny_items,
+    tiny_policy,
+    tiny_view,
+)
 from tiny import tiny_clip
 
 from rbalign.lm.fused import FusedSampler
@@ -29,6 +38,15 @@ def moved(request):
 def test_1_sampled_logprobs_equal_recomputed_ones(moved, sampler):
     views = [view for item in tiny_items(moved, count=4) for view in item.views]
     assert_samples_agree(moved, views, sampler, tokens=8)
+
+
+def test_an_instruction_may_stand_beside_a_clip(moved):
+    view, ids = tiny_view("a", 0, 0.9, 3), moved.completion_ids("tea")
+    beside, _ = moved.measure(moved.prompts([view], "How do birds fly?"), [[ids]])
+    torch.testing.assert_close(
+        beside[0].detach(), plain_logprobs(moved, view, ids, "How do birds fly?"), atol=1e-4, rtol=0
+    )
+    assert (beside - moved([view], [[ids]])[0]).abs().max() > 1e-2
 
 
 def test_2_other_audio_means_other_logprobs(moved):

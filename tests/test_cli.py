@@ -255,7 +255,7 @@ def test_lists_name_what_there_is(kind: str, names: list[str], capsys: Captured)
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(clip, text, on_token, run, arm):
+    def ask(clip, text, on_token, run, arm, beside):
         for piece in ("Par", "is."):
             if on_token is not None:
                 on_token(piece)

@@ -4,6 +4,8 @@ The folder holds a tiny random Qwen2-Audio, written by `save_pretrained` as a re
 """
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from test_eval_stage import Letters
 from tiny import TEXTS, tiny_clip
 
 from rbalign.audio.io import read_audio, to_flac
-from rbalign.config.families import FAMILIES
+from rbalign.config.families import FAMILIES, REFUSED
+from rbalign.config.load import load_recipe
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, UsageError
@@ -103,7 +106,7 @@ def test_from_recipe_to_results_and_out_again(tmp_path, folder, offline):
 
         clip = tmp_path / "question.flac"
         clip.write_bytes(to_flac(tiny_clip(0.8, 3)))
-        said = ask(clip, run=run.folder, arm="sft-s0")
+        said = ask(clip, run=run.folder, arm="sft-s0", beside="Why?")
         assert said["model"] == "theirs/sft-s0"
         assert {"heard", "answer", "text_answer"} <= said.keys()
 
@@ -178,6 +181,22 @@ def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch):
 def test_a_whole_model_takes_no_connector_and_no_adapter(folder, changes):
     with pytest.raises(ValueError, match=r"connector|train_adapter"):
         recipe_of(folder, **changes)
+
+
+def test_the_page_says_what_the_code_does(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)] for line in page.splitlines()]
+    for model_type, family in FAMILIES.items():
+        (row,) = (row for row in rows if len(row) > 3 and f"`{model_type}`" in row[2])
+        assert row[1].startswith(family.name)
+        assert row[4] == f"`{family.end}`"
+        assert row[7] == family.proven
+    for model_type, why in REFUSED.items():
+        assert ["", f"`{model_type}`", why, ""] in rows
+    (tmp_path / "theirs.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    recipe = load_recipe(tmp_path / "theirs.toml")
+    assert recipe.stages() == ["synth", "align", "eval"]
+    assert recipe.align.model
 
 
 def test_older_recipes_keep_their_keys():
