@@ -264,3 +264,5 @@ def test_lora_that_a_release_came_with_is_part_of_the_model(tmp_path, monkeypatc
     with pytest.raises(UsageError, match="LoRA of its own"):
         align.check(recipe_of(tmp_path))
     align.check(recipe_of(tmp_path, arms=["sft", "rba-single", "grpo"]))
+    with pytest.raises(UsageError, match="does not read as its text LLM does"):
+        load_lm(tmp_path)

@@ -11,6 +11,9 @@ from rbalign.config.families import FAMILIES
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import sha256_file, stable_hash
 
+OWN_LORA = "adapter_config.json"
+"""Beside a speech LLM that adds LoRA of its own to hear, as Granite Speech 3.3 does."""
+
 
 @dataclass(frozen=True, slots=True)
 class LM:
@@ -31,6 +34,11 @@ def load_lm(path: Path | str, *, name: str | None = None) -> LM:
     """
     folder = Path(path)
     family = FAMILIES.get(model_type(folder))
+    if family and (folder / OWN_LORA).is_file():
+        raise UsageError(
+            f"{folder} comes with LoRA of its own to hear, and does not read as its text LLM does",
+            "give the text LLM that it was made from",
+        )
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, family.model_class if family else "AutoModelForCausalLM")
     return LM(model.eval().requires_grad_(False), tokenizer, name or folder.name, folder_digest(folder))

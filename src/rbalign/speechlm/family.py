@@ -30,8 +30,6 @@ from rbalign.speechlm.clipcache import ClipFolder
 from rbalign.types import View
 
 RATE = 16_000
-OWN_LORA = "adapter_config.json"
-"""Beside a release that adds LoRA of its own to hear, as Granite Speech 3.3 does."""
 APART = "\n\n"
 """Between a system prompt and the words of a user's turn, where a family has no place of its own for it."""
 

@@ -106,7 +106,8 @@ def model_bytes(model: str | None) -> int:
 
 def reads_as_before(folder: Path) -> bool:
     """Whether a speech LLM reads as its text LLM does. UsageError for a folder that no policy can be made of."""
-    from rbalign.speechlm.family import OWN_LORA, family_in
+    from rbalign.lm.load import OWN_LORA
+    from rbalign.speechlm.family import family_in
 
     family_in(folder)
     return not (folder / OWN_LORA).is_file()
