@@ -118,7 +118,7 @@ def test_from_recipe_to_results_and_out_again(tmp_path, folder, offline):
         policy = open_policy(recipe, run)
         policy.load(final_folder(run, "sft", 0))
     views, ids = [tiny_view("a", 0, 0.9, 3)], torch.tensor([40, 50, 60])
-    speech, processor, family = load_family(out)
+    speech, processor, family = load_family(out, SYSTEM)
     whole = FamilyPolicy(speech, processor, family, system=SYSTEM)
     torch.testing.assert_close(whole(views, [[ids]])[0], policy(views, [[ids]])[0], atol=1e-4, rtol=0)
     inputs = inputs_as_the_card_says(card, out)
@@ -224,7 +224,7 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path, folder):
     del weights[lost]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="lacks 1 of the weights"):
-        load_family(tmp_path)
+        load_family(tmp_path, SYSTEM)
 
 
 def test_a_model_is_evaluated_without_any_training(tmp_path, folder, offline):
@@ -250,7 +250,7 @@ def test_lora_that_a_release_came_with_is_part_of_the_model(tmp_path, monkeypatc
     model.save_pretrained(str(tmp_path / "adapted"))
     for file in (tmp_path / "adapted").glob("adapter_*"):
         file.rename(tmp_path / file.name)
-    speech, processor, family = load_family(tmp_path)
+    speech, processor, family = load_family(tmp_path, SYSTEM)
     assert any(not torch.equal(value, plain[name]) for name, value in speech.state_dict().items())
     policy = FamilyPolicy(speech, processor, family, system=SYSTEM, lora=LORA)
     view, ids = tiny_view("a", 0, 0.9, 3), torch.tensor([40, 50, 60])
@@ -264,5 +264,7 @@ def test_lora_that_a_release_came_with_is_part_of_the_model(tmp_path, monkeypatc
     with pytest.raises(UsageError, match="LoRA of its own"):
         align.check(recipe_of(tmp_path))
     align.check(recipe_of(tmp_path, arms=["sft", "rba-single", "grpo"]))
+    with pytest.raises(UsageError, match="today's date"):
+        align.check(recipe_of(tmp_path, arms=["sft"], answer_system=None))
     with pytest.raises(UsageError, match="does not read as its text LLM does"):
         load_lm(tmp_path)

@@ -60,12 +60,6 @@ class FamilyPolicy(Policy):
                 f"{speech.config.audio_token_id}",
                 "take processor and model from the same release",
             )
-        template = getattr(processor, "chat_template", None)
-        if system is None and isinstance(template, str) and "strftime_now" in template:
-            raise UsageError(
-                f"without a system prompt {family.name}'s template writes today's date into every prompt",
-                "set [align] answer_system, so that a run gives the same tomorrow",
-            )
 
     @property
     def lm(self) -> Any:
@@ -217,8 +211,8 @@ def _end_ids(speech: Any, tokenizer: Any, family: Family) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in (own, *more, tokenizer.eos_token_id) if token is not None))
 
 
-def family_in(folder: Path) -> Family:
-    """The family of a model folder, by its config.json."""
+def family_in(folder: Path, system: str | None) -> Family:
+    """The family of a model folder, by its config.json. UsageError where no policy can be made of it as things are."""
     family = family_of(model_type(folder), str(folder))
     missing = [name for name in family.packages if find_spec(name) is None]
     if missing:
@@ -226,14 +220,28 @@ def family_in(folder: Path) -> Family:
             f"{family.name}'s processor needs {', '.join(missing)}, not installed here",
             f"pip install {' '.join(name.replace('_', '-') for name in missing)}",
         )
+    if system is None and any("strftime_now" in path.read_text("utf-8") for path in _templates(folder)):
+        raise UsageError(
+            f"without a system prompt {family.name}'s template writes today's date into every prompt",
+            "set [align] answer_system, so that a run gives the same tomorrow",
+        )
     return family
 
 
-def load_family(folder: Path) -> tuple[Any, Any, Family]:
-    """Model in float32, processor and family of a folder that `save_pretrained` wrote or a release holds."""
+def _templates(folder: Path) -> list[Path]:
+    """Files in which a release may keep its chat template."""
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def load_family(folder: Path, system: str | None) -> tuple[Any, Any, Family]:
+    """Model in float32, processor and family of a folder that `save_pretrained` wrote or a release holds.
+
+    `system` is the prompt under which it will answer.
+    """
     from transformers import AutoProcessor
 
-    family = family_in(folder)
+    family = family_in(folder, system)
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         model = load_model(folder, family.model_class)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-from rbalign.assets import model_folder
 from rbalign.config.mixtures import MATCHED, needs, objective
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig
@@ -65,7 +64,7 @@ def check(recipe: Recipe) -> None:
                 f"[connect] trains a connector, and [align] model = {config.model!r} has its own ears",
                 "leave out [connect] or [align] model",
             )
-        reads = reads_as_before(model_folder(config.model))
+        reads = reads_as_before(recipe, config.model)
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
     for arm in config.arms:
         wanted = needs(config.mixture(arm))

@@ -62,11 +62,12 @@ def _open_family(recipe: Recipe, model: str, share: bool, train_adapter: bool = 
     from rbalign.speechlm.family import FamilyPolicy, load_family
 
     assert not train_adapter  # AlignConfig refuses it
-    speech, processor, family = load_family(model_folder(model))
+    system = system_prompt(recipe)
+    speech, processor, family = load_family(model_folder(model), system)
     if share:
         key = stable_hash([HEARING_VERSION, transformers.__version__, family_digest(model)])
         options["heard"] = ClipFolder(home() / HEARD, key)
-    return FamilyPolicy(speech, processor, family, system=system_prompt(recipe), **options)
+    return FamilyPolicy(speech, processor, family, system=system, **options)
 
 
 def family_digest(model: str) -> str:
@@ -104,12 +105,13 @@ def model_bytes(model: str | None) -> int:
     return 0 if model is None else 2 * sum(path.stat().st_size for path in model_folder(model).glob("*.safetensors"))
 
 
-def reads_as_before(folder: Path) -> bool:
+def reads_as_before(recipe: Recipe, model: str) -> bool:
     """Whether a speech LLM reads as its text LLM does. UsageError for a folder that no policy can be made of."""
     from rbalign.lm.load import OWN_LORA
     from rbalign.speechlm.family import family_in
 
-    family_in(folder)
+    folder = model_folder(model)
+    family_in(folder, system_prompt(recipe))
     return not (folder / OWN_LORA).is_file()
 
 
