@@ -32,6 +32,7 @@ from rbalign.stages import align
 from rbalign.stages import eval as eval_stage
 from rbalign.stages.arms import final_folder
 from rbalign.stages.ask import ask
+from rbalign.stages.chain import chain
 from rbalign.stages.export import export
 from rbalign.stages.policy import known_texts, open_policy
 from rbalign.types import Example, View, ViewSpec
@@ -88,15 +89,16 @@ def offline(tmp_path, monkeypatch):
 
 def test_from_recipe_to_results_and_out_again(tmp_path, folder, offline):
     recipe = recipe_of(folder)
-    align.check(recipe)
     with RunDir.open(tmp_path / "runs", recipe) as run:
         write_data(run.path("data"))
-        outputs = align.run(recipe, run)
+        made = chain(recipe, run)
+        assert [(one.stage, one.skipped) for one in made] == [("align", False), ("eval", False)]
+        assert all(one.skipped for one in chain(recipe, run))
+        outputs = made[0].outputs
         assert set(outputs) == {f"{arm}-s0" for arm in ARMS}
         assert len(set(outputs.values())) == 3
         for arm in ARMS:
             assert [row["update"] for row in read_rows(run.path("arms", f"{arm}-s0", "metrics.jsonl"))] == [1, 2]
-        eval_stage.run(recipe, run)
         results = json.loads(run.path("results.json").read_text())
         rows = {(row["arm"], row["metric"]) for row in results["rows"] if row["value"] is not None}
         assert {(subject, "nll") for subject in ("base", *ARMS)} <= rows
