@@ -238,6 +238,9 @@ def test_what_would_be_wrong_without_a_sound_is_refused():
     policy = family_policy("qwen2_audio")
     with pytest.raises(DataError, match=r"31\.0 s, and Qwen2-Audio takes 30"):
         policy.audio([tiny_view("long", 0, 31.0, 1)])
+    deaf = policy.inputs("Why?", system=SYSTEM)
+    with pytest.raises(DataError, match=r"wrote no <\|AUDIO\|>.*Qwen/Qwen2-Audio-7B-Instruct"):
+        policy.positions(deaf)
     policy.speech.config.audio_token_id = 7
     with pytest.raises(DataError, match="waits for 7"):
         type(policy)(policy.speech, policy.processor, policy.family, system=SYSTEM)

@@ -99,7 +99,7 @@ class FamilyPolicy(Policy):
         if not len(places):
             raise DataError(
                 f"{self.family.name}'s processor wrote no {self.family.placeholder} for a clip",
-                "look whether the folder's chat template is the released one",
+                f"compare the folder's chat template with the released one: {self.family.source}",
             )
         return int(places[0]), int(places[-1]) + 1
 
