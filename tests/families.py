@@ -1,7 +1,7 @@
 """Tiny random instances of transformers' real speech LLMs, with processors that need no hub.
 
-Each has the real model class, the real processor class, the released chat template word for word and real audio bytes;
-tokenizers are the tiny one of tests/tiny.py with the family's own special tokens.
+Each has the real model class, the real processor class, the released chat template (docs/models.md says from where) and
+real audio bytes; tokenizers are the tiny one of tests/tiny.py with the family's own special tokens.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ OMNI_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Qwen/Qwen2.5-Omni-7B, chat_template.json."""
+"""Qwen/Qwen2.5-Omni-7B's, as public code quotes it."""
 OMNI_TOKENS = {
     "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
     "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",

@@ -53,7 +53,7 @@ _OMNI = Family(
     placeholder="<|AUDIO|>",
     end="<|im_end|>",
     turn="parts",
-    source="Qwen/Qwen2.5-Omni-7B, chat_template.json; transformers, Qwen2_5OmniProcessor",
+    source="Qwen/Qwen2.5-Omni-7B, as public code quotes it; transformers, Qwen2_5OmniProcessor",
     packages=("torchvision",),
 )
 
