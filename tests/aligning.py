@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 import torch
 from tiny import TEXTS, tiny_clip, tiny_processor, tiny_speech_model
 
@@ -9,7 +12,7 @@ from rbalign.audio.io import read_audio, to_flac
 from rbalign.keys import Key
 from rbalign.speechlm.configuration import AUDIO_TOKEN
 from rbalign.speechlm.policy import SpeechPolicy
-from rbalign.train.rollout import Item
+from rbalign.train.rollout import Item, draw_groups
 from rbalign.types import Example, View, ViewSpec
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -45,11 +48,13 @@ def tiny_items(policy: SpeechPolicy, count: int = 6, views: int = 2, cap: int = 
     return items
 
 
-def plain_logprobs(policy, view, ids):
+def plain_logprobs(policy, view, ids, beside=""):
     """The long way round: the processor's own inputs through the model's own forward, one unpadded row."""
     before = policy.tokenizer.decode(policy.before_ids)
     after = policy.tokenizer.decode(policy.after_ids)
-    inputs = policy.processor(text=before + AUDIO_TOKEN + after, audio=[read_audio(view.flac)], return_tensors="pt")
+    inputs = policy.processor(
+        text=before + AUDIO_TOKEN + beside + after, audio=[read_audio(view.flac)], return_tensors="pt"
+    )
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
@@ -58,7 +63,7 @@ def plain_logprobs(policy, view, ids):
     return predicted.gather(1, ids[:, None])[:, 0]
 
 
-def assert_samples_agree(policy, views, sampler, tokens):
+def assert_samples_agree(policy, views, sampler, tokens, plain=plain_logprobs):
     """Check 1 on any policy: what the sampler reported, what training computes, what the plain model says."""
     policy._sampler = sampler(policy.lm)
     policy._sampler_holds = "policy"
@@ -72,8 +77,30 @@ def assert_samples_agree(policy, views, sampler, tokens):
         for sample in own:
             mine = recomputed[row][mask[row]].detach()
             torch.testing.assert_close(mine, sample.logprobs, atol=1e-4, rtol=0)
-            torch.testing.assert_close(plain_logprobs(policy, view, sample.ids), sample.logprobs, atol=1e-4, rtol=0)
+            torch.testing.assert_close(plain(policy, view, sample.ids), sample.logprobs, atol=1e-4, rtol=0)
             row += 1
+
+
+def assert_pairing_holds(policy, items, plain=plain_logprobs):
+    """Check 3: every sample's reported log-prob is its own view's, under any order, shard and number of samples."""
+    params, key, samples = policy.params(1.0, 1.0, 6), Key(2, "rollout/pairing"), 3
+    views = len(items[0].views)
+    whole = {
+        (drawn.view.id, drawn.sample): drawn
+        for group in draw_groups(policy, items, params, key, samples)
+        for drawn in group.drawn
+    }
+    assert len(whole) == len(items) * views * samples
+    order = list(items)
+    random.Random(1).shuffle(order)
+    for shard in (order[:2], order[2:]):
+        for group in draw_groups(policy, shard, params, key, samples):
+            for drawn in group.drawn:
+                assert drawn.view in group.item.views
+                assert drawn.ids.tolist() == whole[drawn.view.id, drawn.sample].ids.tolist()
+    for drawn in whole.values():
+        total = float(plain(policy, drawn.view, drawn.ids).sum())
+        assert float(drawn.logprobs.sum()) == pytest.approx(total, abs=1e-3)
 
 
 def swapped(policy, a, b, ids):

@@ -6,17 +6,22 @@ attended; (2) with one clip's positions for all, with the adapter cut from the g
 reverse. test_agreement_real.py asks the same of the embedded model.
 """
 
-import random
-
 import pytest
 import torch
-from aligning import FUSION, assert_samples_agree, plain_logprobs, swapped, tiny_items, tiny_policy, tiny_view
+from aligning import (
+    FUSION,
+    assert_pairing_holds,
+    assert_samples_agree,
+    plain_logprobs,
+    swapped,
+    tiny_items,
+    tiny_policy,
+    tiny_view,
+)
 from tiny import tiny_clip
 
-from rbalign.keys import Key
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.sampler import GenerateSampler
-from rbalign.train.rollout import draw_groups
 
 
 @pytest.fixture(params=[None, FUSION], ids=["ctc", "fusion"])
@@ -33,6 +38,15 @@ def moved(request):
 def test_1_sampled_logprobs_equal_recomputed_ones(moved, sampler):
     views = [view for item in tiny_items(moved, count=4) for view in item.views]
     assert_samples_agree(moved, views, sampler, tokens=8)
+
+
+def test_an_instruction_may_stand_beside_a_clip(moved):
+    view, ids = tiny_view("a", 0, 0.9, 3), moved.completion_ids("tea")
+    beside, _ = moved.measure(moved.prompts([view], "How do birds fly?"), [[ids]])
+    torch.testing.assert_close(
+        beside[0].detach(), plain_logprobs(moved, view, ids, "How do birds fly?"), atol=1e-4, rtol=0
+    )
+    assert (beside - moved([view], [[ids]])[0]).abs().max() > 1e-2
 
 
 def test_2_other_audio_means_other_logprobs(moved):
@@ -60,23 +74,4 @@ def test_2_the_gradient_reaches_the_input_features(adapter, fusion):
 
 
 def test_3_pairing_holds_for_n_samples_of_k_views_shuffled_and_sharded(moved):
-    """Every sample's reported log-prob is its own view's: under any order, shard and number of samples."""
-    items = tiny_items(moved, count=5, views=3)
-    params, key = moved.params(1.0, 1.0, 6), Key(2, "rollout/pairing")
-    whole = {
-        (drawn.view.id, drawn.sample): drawn
-        for group in draw_groups(moved, items, params, key, 3)
-        for drawn in group.drawn
-    }
-    assert len(whole) == 5 * 3 * 3
-    order = list(items)
-    random.Random(1).shuffle(order)
-    for shard in (order[:2], order[2:]):
-        for group in draw_groups(moved, shard, params, key, 3):
-            for drawn in group.drawn:
-                assert drawn.view in group.item.views
-                assert drawn.ids.tolist() == whole[drawn.view.id, drawn.sample].ids.tolist()
-    for drawn in whole.values():
-        assert float(drawn.logprobs.sum()) == pytest.approx(
-            float(plain_logprobs(moved, drawn.view, drawn.ids).sum()), abs=1e-3
-        )
+    assert_pairing_holds(moved, tiny_items(moved, count=5, views=3))

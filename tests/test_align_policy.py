@@ -13,8 +13,8 @@ from rbalign.lm.branches import branch_hidden
 from rbalign.lm.logprobs import completion_logprobs
 from rbalign.lm.sampler import Prompts
 from rbalign.lm.templates import around_user
+from rbalign.speechlm.base import REPEAT
 from rbalign.speechlm.clipcache import ClipCache, ClipFolder
-from rbalign.speechlm.policy import REPEAT
 from rbalign.train.reference import Reference
 from rbalign.train.trainer import AlignTrainer
 

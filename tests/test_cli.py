@@ -244,7 +244,7 @@ main()
         ("objectives", ["sft", "kd", "rba-single", "rba-group"]),
         ("scorers", ["similarity", "qa"]),
         ("tasks", ["open", "qa", "chrf"]),
-        ("models", ["smollm2-135m-instruct", "whisper-tiny.en"]),
+        ("models", ["smollm2-135m-instruct", "whisper-tiny.en", "Qwen2-Audio", "GLM-ASR", "Qwen2.5-Omni", "gemma3n"]),
     ],
 )
 def test_lists_name_what_there_is(kind: str, names: list[str], capsys: Captured) -> None:
@@ -255,7 +255,7 @@ def test_lists_name_what_there_is(kind: str, names: list[str], capsys: Captured)
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(clip, text, on_token, run, arm):
+    def ask(clip, text, on_token, run, arm, beside):
         for piece in ("Par", "is."):
             if on_token is not None:
                 on_token(piece)

@@ -22,20 +22,25 @@ TEXTS = [
 ]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 320 tokens trained on TEXTS; `<|im_end|>` ends, ids 0, 1, 2 are special."""
+def tiny_bpe(specials: list[str]) -> Tokenizer:
+    """A byte-level BPE of about 320 tokens trained on TEXTS; `specials` have the first ids."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(TEXTS, trainer)
+    return core
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """`tiny_bpe` as a tokenizer with ChatML; `<|im_end|>` ends, ids 0, 1, 2 are special."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=tiny_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",

@@ -20,9 +20,10 @@ def recipes() -> None:
 
 @app.command()
 def models() -> None:
-    """Models that rba can fetch: LLMs, encoders, recognisers, embedders."""
+    """Models that rba can fetch, and families of speech LLMs that it can align."""
     from rbalign import assets
     from rbalign.cli.show import size, table
+    from rbalign.config.families import FAMILIES, REAL, REFUSED
 
     store = assets.store()
     rows = [
@@ -30,6 +31,15 @@ def models() -> None:
         for asset in store.catalog.assets.values()
     ]
     table("models", ("name", "state", "disk", "licence", "what"), rows, right=("disk",))
+    own = ["the embedded one", "rba_speech", REAL, "[align] connector"]
+    types: dict[str, list[str]] = {}
+    for model_type, family in FAMILIES.items():
+        types.setdefault(family.name, []).append(model_type)
+    proven = {family.name: family.proven for family in FAMILIES.values()}
+    theirs = [[name, " ".join(found), proven[name], "[align] model = FOLDER"] for name, found in types.items()]
+    table("speech LLMs", ("family", "model_type", "proven with", "recipe"), [own, *theirs])
+    refused = [[model_type, why] for model_type, why in REFUSED.items()]
+    table("speech LLMs that cannot be aligned", ("model_type", "why"), refused)
 
 
 @app.command()

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 def ask(
     clip: Annotated[Path | None, typer.Argument(metavar="CLIP.wav", help="Speech in any common format.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="Ask in writing; beside a clip: its true words.")] = None,
+    beside: Annotated[str, typer.Option("--beside", help="An instruction written beside the clip.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, nothing else.")] = False,
     run: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="A run whose arm answers.")] = None,
     arm: Annotated[str | None, typer.Option("--arm", help="Which arm of that run, for example sft-s0.")] = None,
@@ -42,10 +43,10 @@ def ask(
     from rbalign.stages.ask import ask as answer_to
 
     if as_json:
-        typer.echo(json.dumps(answer_to(clip, text, None, run, arm), ensure_ascii=False))
+        typer.echo(json.dumps(answer_to(clip, text, None, run, arm, beside), ensure_ascii=False))
         return
     typer.echo("answer: ", nl=False)
-    found = answer_to(clip, text, lambda piece: typer.echo(piece, nl=False), run, arm)
+    found = answer_to(clip, text, lambda piece: typer.echo(piece, nl=False), run, arm, beside)
     typer.echo("")
     for field in ("heard", "text_answer"):
         if found[field] is not None:

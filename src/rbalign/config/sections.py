@@ -136,8 +136,10 @@ class GrpoConfig(Section):
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
 
-    younger: ClassVar[tuple[str, ...]] = ("mixtures", "grpo", "min_score_gap", "args_of")
+    younger: ClassVar[tuple[str, ...]] = ("model", "mixtures", "grpo", "min_score_gap", "args_of")
 
+    model: str | None = None
+    """A folder with a speech LLM of transformers (docs/models.md), in the place of connector and language model."""
     connector: str = "default"
     """"default" is the one that ships; a folder takes your own; "connect" takes this run's."""
     arms: tuple[str, ...] = ("sft", "rba-single")
@@ -219,6 +221,16 @@ class AlignConfig(Section):
         for arm in self.args_of:
             if arm not in (known := [*ARMS, *self.mixtures]):
                 raise unknown("[align.args_of] arm", arm, known, "a matched arm takes those of the arm that it matches")
+        return self
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.model is not None and self.connector != "default":
+            raise ValueError(f"model is a whole speech LLM and takes no connector, such as {self.connector!r}")
+        if self.model is not None and self.train_adapter:
+            raise ValueError(
+                "train_adapter is for the embedded model: the projector of a model of its own stays frozen"
+            )
         return self
 
     def of_arm(self, arm: str, updates: int) -> Self:

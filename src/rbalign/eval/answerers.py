@@ -1,4 +1,4 @@
-"""Who answers: arms that hear, references that read, and what each was given. All of them are one `SpeechPolicy`."""
+"""Who answers: arms that hear, references that read, and what each was given. All of them are one `Policy`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rbalign.eval.collect import Answered
 from rbalign.eval.items import Item
 from rbalign.keys import Key
 from rbalign.lm.sampler import Prompts, Sample, SamplingParams
-from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.speechlm.base import Policy
 from rbalign.types import View
 
 SCORED = "scored"
@@ -31,7 +31,7 @@ def own_clip(item: Item) -> View:
 class SpeechAnswerer:
     """An arm: hears a clip and answers."""
 
-    policy: SpeechPolicy
+    policy: Policy
     params: SamplingParams
     seed: int
     base: bool = False
@@ -55,7 +55,7 @@ class SpeechAnswerer:
 class TextAnswerer:
     """Reads: the text LLM (`base`), an arm's own text side, or, with `transcribe`, a cascade."""
 
-    policy: SpeechPolicy
+    policy: Policy
     params: SamplingParams
     seed: int
     base: bool = False
@@ -78,7 +78,7 @@ class TextAnswerer:
 class ReferenceLoss:
     """NLL per token of y_ref (end token included) on speech or on text: a number about an arm, not an answer."""
 
-    policy: SpeechPolicy
+    policy: Policy
     base: bool = False
     text: bool = False
 
@@ -105,7 +105,7 @@ class ReferenceLoss:
 
 
 def teacher_scores(
-    policy: SpeechPolicy,
+    policy: Policy,
 ) -> Callable[[Sequence[str], Sequence[Sequence[int]]], list[list[float] | None]]:
     """A function (instructions, token ids) -> the untouched text LLM's log-prob of every token.
 
@@ -147,6 +147,6 @@ def _keys(items: Sequence[Item], seed: int) -> list[list[Key]]:
     return [[item.key(seed)] for item in items]
 
 
-def _answered(policy: SpeechPolicy, sample: Sample, prompt: str, heard: str | None) -> Answered:
+def _answered(policy: Policy, sample: Sample, prompt: str, heard: str | None) -> Answered:
     ids = tuple(sample.ids.tolist())
     return Answered(policy.decode(sample.ids), str(sample.stop), prompt, heard, ids, float(sample.logprobs.sum()))

@@ -58,7 +58,7 @@ class FusedSampler:
             )
         self.model = model
         self.decoder = model.get_decoder()
-        config = model.config
+        config = self.decoder.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.epsilon = config.rms_norm_eps
@@ -67,8 +67,8 @@ class FusedSampler:
 
     @staticmethod
     def supports(model: Any) -> bool:
-        """Llama blocks without biases: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-        config = model.config
+        """Llama blocks without biases: RMSNorm, rotary positions, grouped-query attention, SwiGLU. Voxtral has them."""
+        config = model.get_decoder().config
         return bool(
             config.model_type == "llama"
             and not getattr(config, "attention_bias", False)

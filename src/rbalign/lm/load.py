@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbalign.errors import UsageError
+from rbalign.config.families import FAMILIES
+from rbalign.errors import DataError, UsageError
 from rbalign.rundir.files import sha256_file, stable_hash
+
+OWN_LORA = "adapter_config.json"
+"""Beside a speech LLM that adds LoRA of its own to hear, as Granite Speech 3.3 does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +30,45 @@ class LM:
 def load_lm(path: Path | str, *, name: str | None = None) -> LM:
     """Read a folder that `from_pretrained` takes.
 
+    A speech LLM of `config.families` is a causal LM, too, as long as it hears nothing.
+    """
+    folder = Path(path)
+    family = FAMILIES.get(model_type(folder))
+    if family and (folder / OWN_LORA).is_file():
+        raise UsageError(
+            f"{folder} comes with LoRA of its own to hear, and does not read as its text LLM does",
+            "give the text LLM that it was made from",
+        )
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, family.model_class if family else "AutoModelForCausalLM")
+    return LM(model.eval().requires_grad_(False), tokenizer, name or folder.name, folder_digest(folder))
+
+
+def model_type(folder: Path) -> str:
+    """What config.json says that a folder holds. UsageError if there is none."""
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(
+            f"no model in {folder}: config.json is missing", "give a folder that save_pretrained wrote"
+        ) from None
+
+
+def load_model(folder: Path, class_name: str) -> Any:
+    """The weights of a folder in one of transformers' classes.
+
     Float32, because two-core AVX2 machines run bfloat16 matrix products about 100 times slower.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"no model in {folder}: config.json is missing", "give a folder that save_pretrained wrote")
-    tokenizer = load_tokenizer(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    return LM(model.eval().requires_grad_(False), tokenizer, name or folder.name, folder_digest(folder))
+    settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
+    loader = getattr(transformers, class_name)
+    model, told = loader.from_pretrained(folder, output_loading_info=True, **settings)
+    if told["missing_keys"]:  # transformers would go on with random ones
+        lost = sorted(told["missing_keys"])
+        raise DataError(f"{folder} lacks {len(lost)} of the weights of {class_name}, first {lost[0]}", "fetch it again")
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -6,14 +6,15 @@ Two implementations: `GenerateSampler` here (transformers' `generate`, every fam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rbalign.keys import Key, uniforms
 from rbalign.types import StopReason
@@ -188,6 +189,17 @@ class _KeyedChoice(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter_(1, ids[:, None], 0.0)
 
 
+@contextmanager
+def _without_release_settings(model: Any) -> Iterator[None]:
+    """`generate` takes what it is not told from the release's generation_config.json, where a repetition penalty may
+    stand (1.05 beside Audio Flamingo 3's weights): it would bend the scores before the keyed draw sees them."""
+    released, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = released
+
+
 class GenerateSampler:
     """transformers' `generate` behind the protocol: slower, and right for every family."""
 
@@ -213,15 +225,16 @@ class GenerateSampler:
             embeds[place, width - len(rows[row]) :] = rows[row]
             mask[place, width - len(rows[row]) :] = 1
         choice = _KeyedChoice(params, digests, watch)
-        ids = self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=params.max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(params.stop_ids) or None,
-            pad_token_id=params.stop_ids[0] if params.stop_ids else 0,
-            logits_processor=LogitsProcessorList([choice]),
-        )
+        with _without_release_settings(self.model):
+            ids = self.model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                max_new_tokens=params.max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(params.stop_ids) or None,
+                pad_token_id=params.stop_ids[0] if params.stop_ids else 0,
+                logits_processor=LogitsProcessorList([choice]),
+            )
         logprobs = torch.stack(choice.logprobs, dim=1)
         samples = [cut(ids[i], logprobs[i], params.stop_ids) for i in range(len(owners))]
         return group_by_row(samples, owners, len(keys))

@@ -47,9 +47,10 @@ class ClipFolder:
     def read(self, kind: str, digest: bytes) -> Tensor | None:
         """The tensor of a clip, if it is there."""
         try:
-            return load_file(self._file(kind, digest))[kind]
+            kept: Tensor = load_file(self._file(kind, digest))[kind]
         except (OSError, SafetensorError, KeyError):
             return None
+        return kept
 
     def write(self, kind: str, digest: bytes, value: Tensor) -> None:
         """Keep a tensor while there is room. A disk that refuses is no fault: it is computed again."""

@@ -1,51 +1,30 @@
-"""The speech policy: one object that training and evaluation share.
+"""The embedded speech LLM as a policy: encoder, adapter, language model.
 
-It holds one copy of the language model, which serves three: the student (LoRA on), the text teacher and, while LoRA
-is all that trains, the reference (LoRA off). Whatever is frozen is computed once per clip: encoder outputs, and
-audio positions too while the adapter is frozen.
+Whatever is frozen is computed once per clip: encoder outputs, and audio positions too while the adapter is frozen.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rbalign.audio.io import read_audio
-from rbalign.errors import DataError, UsageError
-from rbalign.keys import Key
-from rbalign.lm.branches import branch_hidden
-from rbalign.lm.fused import FusedSampler
-from rbalign.lm.logprobs import completion_logits
-from rbalign.lm.lora import lora_off
-from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
+from rbalign.lm.sampler import Prompts
 from rbalign.lm.templates import around_user, end_ids
-from rbalign.speechlm.clipcache import ClipCache, ClipFolder
-from rbalign.speechlm.ctc import log_sum_exp_rows
+from rbalign.speechlm.base import REPEAT, Policy
+from rbalign.speechlm.clipcache import ClipFolder
 from rbalign.speechlm.encoder import EncoderStates
-from rbalign.teacher.local import best_sampler
 from rbalign.types import View
 
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CONNECTOR_FILE = "connector_adapter.safetensors"
-CACHE_BYTES = 1 << 30
-"""Room for about 30,000 clips of audio positions (25 x 576 float32 each), or 3,000 of encoder frames."""
-REPEAT = "Repeat the user's words exactly."
-"""System prompt under which a connector without a transcript of its own is taught, and asked, to say what it hears."""
-REPEATED_A_SECOND = 6
-"""Tokens at most, and eight more: fast speech has about four and a half. A model that does not hear would go on."""
-
-Wanted = Literal["logprobs", "logits"]
 
 
-class SpeechPolicy(nn.Module):
-    """A speech LLM that answers in text, with LoRA on its language model if asked. Always in eval mode: no dropout."""
+class SpeechPolicy(Policy):
+    """The embedded speech LLM as training and evaluation need it, with an adapter that may train, too."""
 
     def __init__(
         self,
@@ -58,35 +37,17 @@ class SpeechPolicy(nn.Module):
         seed: int = 0,
         heard: ClipFolder | None = None,
     ) -> None:
-        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, let the adapter train if asked.
-
-        `seed` starts LoRA. Fields that would not start it at zero, or draw without a key, are refused. `heard` keeps
-        what this very connector and language model hear, for other processes, too.
-        """
-        super().__init__()
-        self.speech = speech.eval().requires_grad_(False)
-        self.processor, self.tokenizer = processor, processor.tokenizer
-        self.system = system
+        """See `Policy`; `train_adapter` lets the adapter train."""
+        ends = end_ids(processor.tokenizer)
+        super().__init__(speech, processor, ends, system=system, lora=lora, seed=seed, heard=heard)
         self.before_ids, self.after_ids = around_user(self.tokenizer, system)
-        self.end_ids = end_ids(self.tokenizer)
         self.train_adapter = train_adapter
-        self.operations = 0.0
-        """Floating-point operations of the language model's matrix products so far."""
-        self.cache = ClipCache(CACHE_BYTES, heard)
         self._own_adapter = not train_adapter
         """Whether the adapter is the connector's own: only then is what it hears shared."""
-        self._peft: list[Any] = []  # a list hides it from nn.Module: its tensors are those of `speech`
-        self._sampler: Sampler | None = None
-        self._sampler_holds: Literal["policy", "base"] | None = None
         self._connector: dict[str, Tensor] = {}
-        self._sizes = _Sizes.of(self.lm)
-        if lora is not None:
-            self._add_lora(lora, seed)
         if train_adapter:
             speech.adapter.requires_grad_(True)
             self._connector = {name: value.clone() for name, value in speech.adapter.state_dict().items()}
-        self._branching = FusedSampler.supports(self.lm)
-        self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
 
     @property
     def lm(self) -> Any:
@@ -94,13 +55,9 @@ class SpeechPolicy(nn.Module):
         return self.speech.language_model
 
     @property
-    def has_lora(self) -> bool:
-        """Whether LoRA layers are there."""
-        return bool(self._peft)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Parameters that training moves, by their names in `state_dict()`."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+    def has_transcript(self) -> bool:
+        """The ctc adapter knows what it heard."""
+        return bool(self.speech.config.adapter_type == "ctc")
 
     # Hearing
 
@@ -120,16 +77,11 @@ class SpeechPolicy(nn.Module):
 
         The ctc adapter has a transcript; behind any other the untouched language model is asked to repeat the words.
         """
-        if self.speech.config.adapter_type == "ctc":
+        if self.has_transcript:
             paths = self._paths(views) if self.train_adapter else self._known_paths(views)
-            rows = self.speech.transcribe(paths)
-        else:
-            prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
-            caps = [8 + int(REPEATED_A_SECOND * view.seconds) for view in views]
-            keys = [[Key(0, "repeat", example=view.id)] for view in views]
-            said = self.sample(prompts, self.params(0.0, 1.0, max(caps)), keys, base=True)
-            rows = [own[0].ids[:cap] for own, cap in zip(said, caps, strict=True)]
-        return [self.decode(row) for row in rows]
+            return [self.decode(row) for row in self.speech.transcribe(paths)]
+        prompts = self.speech.audio_prompts(self.audio(views), *around_user(self.tokenizer, REPEAT))
+        return self._repeated(prompts, views)
 
     @torch.no_grad()
     def _positions(self, views: list[View]) -> list[Tensor]:
@@ -151,9 +103,10 @@ class SpeechPolicy(nn.Module):
 
     # Prompts
 
-    def prompts(self, views: Sequence[View]) -> Prompts:
+    def prompts(self, views: Sequence[View], beside: str = "") -> Prompts:
         """Speech prompts: system prompt and user header shared, then each view's audio and the answer's header."""
-        made: Prompts = self.speech.audio_prompts(self.audio(views), self.before_ids, self.after_ids)
+        after = [*self.tokenizer.encode(beside, add_special_tokens=False), *self.after_ids]
+        made: Prompts = self.speech.audio_prompts(self.audio(views), self.before_ids, after)
         return made
 
     def text_prompts(self, texts: Sequence[str]) -> Prompts:
@@ -162,145 +115,26 @@ class SpeechPolicy(nn.Module):
         rows = [torch.tensor([*encode(text, add_special_tokens=False), *self.after_ids]) for text in texts]
         return Prompts(rows, torch.tensor(self.before_ids))
 
-    def completion_ids(self, answer: str) -> Tensor:
-        """Ids of a complete answer (T,): its tokens and the end token."""
-        return torch.tensor([*self.tokenizer.encode(answer, add_special_tokens=False), self.end_ids[0]])
-
-    def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """The text of a completion, without its end token."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
-
-    def params(self, temperature: float, top_p: float, max_new_tokens: int) -> SamplingParams:
-        """Sampling parameters with this tokenizer's end tokens."""
-        return SamplingParams(max_new_tokens, temperature, top_p, self.end_ids)
-
-    # Sampling
-
-    def refresh(self) -> None:
-        """The weights have changed: the next sample merges LoRA anew."""
-        if self._sampler_holds == "policy":
-            self._sampler_holds = None
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Prompts,
-        params: SamplingParams,
-        keys: Sequence[Sequence[Key]],
-        *,
-        base: bool = False,
-        watch: Watch | None = None,
-    ) -> list[list[Sample]]:
-        """Samples of the policy, or of the untouched language model if `base`; see `lm.sampler.Sampler`."""
-        wanted: Literal["policy", "base"] = "base" if base or not self.has_lora else "policy"
-        with self.lora_off() if base else nullcontext():
-            if self._sampler is None:
-                self._sampler = best_sampler(self.lm)
-            elif self._sampler_holds != wanted:
-                self._sampler.refresh()
-            self._sampler_holds = wanted
-            samples = self._sampler.sample(prompts, params, keys, watch)
-        shared = 0 if prompts.shared is None else len(prompts.shared)
-        drawn = [len(sample.ids) for own in samples for sample in own]
-        self.operations += self._sizes.forward(shared + sum(map(len, prompts.rows)) + sum(drawn), sum(drawn))
-        return samples
-
-    # Log-probs
-
-    def forward(
-        self, views: Sequence[View], completions: Sequence[Sequence[Tensor]], want: Wanted = "logprobs"
-    ) -> tuple[Tensor, Tensor]:
-        """Of each view's completions: log-probs (R,T) of their tokens, or logits (R,T,V), and bool mask (R,T).
-
-        R counts completions, view by view. Training calls this through the (possibly DDP-wrapped) module.
-        """
-        return self.measure(self.prompts(views), completions, want)
-
-    def measure(
-        self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], want: Wanted = "logprobs"
-    ) -> tuple[Tensor, Tensor]:
-        """`forward` on any prompts. Prompt and shared prefix are run once, whatever hangs on them."""
-        flat = [ids for branches in completions for ids in branches]
-        self._count(prompts, completions)
-        head = self.lm.get_output_embeddings()
-        if not self._branching:
-            rows = [row for row, own in zip(prompts.rows, completions, strict=True) for _ in own]
-            logits, mask = completion_logits(self.lm, Prompts(rows, prompts.shared), flat)
-            return _taken(logits, mask.bool(), flat, want)
-        hidden, mask = branch_hidden(self.lm, prompts, completions)
-        if want == "logits":
-            return head(hidden), mask
-        states = hidden[mask]
-        ids = torch.cat(flat).to(states.device)
-        # No (R,T,V) tensor is kept for the backward pass: 16 answers of 32 tokens would be 100 MB.
-        taken = (states * head.weight[ids]).sum(-1) - log_sum_exp_rows(states, head.weight)
-        return torch.zeros(mask.shape, dtype=taken.dtype, device=taken.device).masked_scatter(mask, taken), mask
-
-    @torch.no_grad()
-    def text_logits(self, texts: Sequence[str], completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """The text teacher: logits (R,T,V) of the untouched language model on written prompts, and mask (R,T)."""
-        with self.lora_off():
-            return self.measure(self.text_prompts(texts), completions, "logits")
-
-    def lora_off(self) -> AbstractContextManager[None]:
-        """The untouched language model, for as long as the block runs."""
-        return lora_off(self.lm)
-
-    def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> None:
-        shared = 0 if prompts.shared is None else len(prompts.shared)
-        if self._branching:
-            positions = shared + sum(map(len, prompts.rows)) + sum(len(ids) - 1 for own in completions for ids in own)
-        else:
-            pairs = zip(prompts.rows, completions, strict=True)
-            positions = sum(shared + len(row) + len(ids) - 1 for row, own in pairs for ids in own)
-        predicted = sum(len(ids) for own in completions for ids in own)
-        passes = 2 if torch.is_grad_enabled() and self.trainable() else 1
-        self.operations += passes * self._sizes.forward(positions, predicted)
-
     # Arms
 
     def save(self, folder: Path) -> None:
-        """Write what was trained: LoRA in peft's own format, and the audio adapter beside it if it trained."""
+        """See `Policy`; the audio adapter is written beside LoRA if it trained."""
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._peft:
-            self._peft[0].save_pretrained(folder)
+        super().save(folder)
         if self.train_adapter:
             save_file(dict(self.speech.adapter.state_dict()), folder / CONNECTOR_FILE)
 
     def restart(self, seed: int) -> None:
-        """As if made anew with this seed, for the next arm: LoRA at its start, the connector's own adapter."""
-        if self._peft:
-            self._start_lora(seed)
+        """See `Policy`; the connector's own adapter."""
+        super().restart(seed)
         self._load_connector(None)
-        self.refresh()
 
     def load(self, folder: Path) -> None:
-        """Take over an arm that `save` wrote; LoRA layers are made if there are none yet."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        settings, weights = (folder / name for name in LORA_FILES)
-        if not weights.is_file() or not settings.is_file():
-            raise UsageError(f"{folder} holds no arm: {' and '.join(LORA_FILES)} are needed", "run `rba align` first")
-        config = json.loads(settings.read_text(encoding="utf-8"))
-        if not self._peft:
-            fields = ("r", "lora_alpha", "target_modules", "use_rslora")
-            self._add_lora({name: config[name] for name in fields if config.get(name) is not None}, seed=0)
-        result = set_peft_model_state_dict(self._peft[0], load_file(weights))
-        if result.unexpected_keys or any("lora_" in name for name in result.missing_keys):
-            raise DataError(f"the LoRA weights in {folder} do not fit this language model", "use the arm's own model")
+        """See `Policy`; the arm's adapter with it, or the connector's own."""
+        super().load(folder)
         connector = folder / CONNECTOR_FILE
         self._load_connector(connector if connector.is_file() else None)
-        self.refresh()
-
-    def merge(self) -> None:
-        """Put LoRA into the language model's own weights, for good: text teacher and reference are gone with it."""
-        if self._peft:
-            self._peft.pop().merge_and_unload()
-            self._sampler = self._sampler_holds = None
 
     def _load_connector(self, path: Path | None) -> None:
         """The arm's audio adapter, or (None) the connector's own again."""
@@ -314,64 +148,3 @@ class SpeechPolicy(nn.Module):
         self._own_adapter = path is None and not self.train_adapter
         self.cache.drop("positions")
         self.cache.drop("paths")
-
-    def _add_lora(self, lora: Mapping[str, Any], seed: int) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        try:
-            config = LoraConfig(task_type="CAUSAL_LM", **lora)
-        except TypeError as error:
-            raise UsageError(f"[align.lora]: {error}", "use the field names of peft's LoraConfig") from error
-        if config.lora_dropout:
-            raise UsageError("lora_dropout draws from a global generator", "leave it 0: every draw here is keyed")
-        if config.init_lora_weights not in (True, "gaussian") or config.use_dora:
-            raise UsageError(
-                f"LoRA started by {config.init_lora_weights!r}, use_dora={config.use_dora} does not start at zero",
-                "leave both at their defaults: LoRA off must be the reference and the teacher",
-            )
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 for a property by its old name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            self._peft.append(get_peft_model(self.lm, config).eval())
-        self._start_lora(seed)
-        self._sizes = _Sizes.of(self.lm)
-
-    def _start_lora(self, seed: int) -> None:
-        """A by keyed noise, B zero."""
-        from peft.tuners.lora import LoraLayer
-
-        config = self._peft[0].peft_config["default"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(Key(seed, "lora").digest() % 2**63)
-            for module in self.lm.modules():
-                if isinstance(module, LoraLayer):
-                    module.reset_lora_parameters("default", config.init_lora_weights)
-
-
-class _Sizes:
-    """What a position and a predicted token cost, in floating-point operations of matrix products."""
-
-    def __init__(self, body: int, head: int) -> None:
-        self.body, self.head = body, head
-
-    @classmethod
-    def of(cls, lm: Any) -> _Sizes:
-        """Count the decoder's linear weights (LoRA's among them) and the output layer's."""
-        linear = sum(m.weight.numel() for m in lm.get_decoder().modules() if isinstance(m, nn.Linear))
-        return cls(linear, lm.get_output_embeddings().weight.numel())
-
-    def forward(self, positions: int, predicted: int) -> float:
-        """One forward pass. A backward pass through frozen weights costs the same again; attention is left out."""
-        return 2.0 * (positions * self.body + predicted * self.head)
-
-
-def _taken(logits: Tensor, mask: Tensor, completions: list[Tensor], want: Wanted) -> tuple[Tensor, Tensor]:
-    from rbalign.lm.logprobs import token_logprobs
-
-    return (logits, mask) if want == "logits" else (token_logprobs(logits, completions), mask)
-
-
-def _forgive_frozen(policy: nn.Module, result: Any) -> None:
-    """A checkpoint holds only what trains; that the rest is missing from it is no fault."""
-    trained = {name for name, value in policy.named_parameters() if value.requires_grad}
-    result.missing_keys[:] = [name for name in result.missing_keys if name in trained]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
 
 
-def size_of(policy: SpeechPolicy) -> int:
+def size_of(policy: Policy) -> int:
     """Bytes of the weights that `save_whole` writes; LoRA, which vanishes in them, counts too."""
     return sum(value.numel() * value.element_size() for value in policy.speech.parameters())
 
@@ -25,7 +25,7 @@ def _umask() -> int:
     return mask
 
 
-def save_whole(policy: SpeechPolicy, folder: Path) -> None:
+def save_whole(policy: Policy, folder: Path) -> None:
     """Merge the policy's LoRA for good and write the folder. `generate` stops there where the policy's samples stop."""
     policy.merge()
     speech, tokenizer = policy.speech, policy.tokenizer

@@ -21,6 +21,7 @@ from rbalign.rundir.run import RunDir
 from rbalign.stages.arms import Job, align_config, arm_folder, arm_name, cost, training, updates_done
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
+from rbalign.stages.policy import backbone, hearing_hash, reads_as_before
 
 SECONDS_PER_VIEW = {"ce": 0.25, "kd": 0.4, "single": 0.75, "group": 0.75, "grpo": 0.6, "opd": 0.8}
 """Wall seconds of one view of one update on two cores, answers of 32 tokens, embedded models; see dev/LOG.md. The
@@ -49,27 +50,35 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 
 def inputs(recipe: Recipe) -> Mapping[str, str]:
-    """The connector, where it comes from outside the run."""
-    from rbalign.speechlm.connector import connector_folder, connector_hash
-
-    config = align_config(recipe)
-    if config.connector == "connect":
-        return {}
-    return {"connector": connector_hash(connector_folder(config.connector))}
+    """The connector or the speech LLM, where it comes from outside the run."""
+    return hearing_hash(recipe)
 
 
 def check(recipe: Recipe) -> None:
-    """Arms that this teacher, or samples drawn so, cannot train."""
-    config = align_config(recipe)
-    backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
+    """A speech LLM that cannot be aligned; arms that this teacher, or samples drawn so, cannot train."""
+    config, learner = align_config(recipe), backbone(recipe)
+    reads = True
+    if config.model is not None:
+        if recipe.connect is not None:
+            raise UsageError(
+                f"[connect] trains a connector, and [align] model = {config.model!r} has its own ears",
+                "leave out [connect] or [align] model",
+            )
+        reads = reads_as_before(recipe, config.model)
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
     for arm in config.arms:
         wanted = needs(config.mixture(arm))
-        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != backbone):
+        if "teacher" in wanted and (recipe.teacher.endpoint is not None or recipe.teacher.model != learner):
             raise UsageError(
                 f"{arm} reads the teacher's distribution from the backbone itself, and {recipe.teacher.author!r} is "
-                f"not {backbone!r}",
+                f"not {learner!r}",
                 f"set [teacher] model to the backbone, or leave {arm} out of [align] arms",
+            )
+        if "teacher" in wanted and not reads:
+            raise UsageError(
+                f"{arm} reads the teacher's distribution from the backbone itself, and {learner!r} comes with LoRA of "
+                "its own to hear: with it the model does not read as its text LLM does",
+                f"leave {arm} out of [align] arms",
             )
         if "samples" in wanted and tempered:
             raise UsageError(
@@ -86,7 +95,7 @@ def check(recipe: Recipe) -> None:
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Train what is not finished yet, matched arms after what they match; each goes on from its own checkpoint."""
     config = align_config(recipe)
-    outside = {"data": Dataset.open(run.path("data")).content_hash, "connector": _connector_hash(recipe, run)}
+    outside = {"data": Dataset.open(run.path("data")).content_hash, **_hearing(recipe, run)}
     with training(recipe, run) as train:
         for matched in (False, True):
             handles = {}
@@ -134,6 +143,5 @@ def _arm_settings(recipe: Recipe, job: Job) -> dict[str, Any]:
     return {**whole, "align": section, "arm": job.arm, "arm_seed": job.seed}
 
 
-def _connector_hash(recipe: Recipe, run: RunDir) -> str:
-    found = inputs(recipe) or run.outputs("connect") or {}
-    return found.get("connector", "missing")
+def _hearing(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
+    return inputs(recipe) or {"connector": (run.outputs("connect") or {}).get("connector", "missing")}

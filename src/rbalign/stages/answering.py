@@ -27,7 +27,7 @@ from rbalign.rundir.workers import threads_each, worker_pool
 from rbalign.stages.arms import arm_name, final_folder
 
 if TYPE_CHECKING:
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
 
 IN_FLIGHT = 2
 """Batches for each worker: one to answer, one that waits."""
@@ -44,12 +44,12 @@ class Answering:
     def __init__(self, recipe: Recipe, run: RunDir, config: EvalConfig, spoken: tuple[Spoken, Spoken]) -> None:
         """`spoken`: instructions and questions."""
         self.recipe, self.run, self.config, self.spoken = recipe, run, config, spoken
-        self._policy: SpeechPolicy | None = None
+        self._policy: Policy | None = None
         self._weights = ""
         self._last: tuple[Work, Answerer] | None = None
 
     @property
-    def policy(self) -> SpeechPolicy:
+    def policy(self) -> Policy:
         """The speech LLM, loaded once."""
         if self._policy is None:
             from rbalign.stages.policy import open_policy
@@ -89,7 +89,7 @@ class Answering:
     def _hears(self, base: bool) -> bool:
         """Whether the transcript is worth keeping: arms with a frozen adapter hear what base hears."""
         trained = self.recipe.align is not None and self.recipe.align.train_adapter
-        return (base or trained) and self.policy.speech.config.adapter_type == "ctc"
+        return (base or trained) and self.policy.has_transcript
 
     def _wrong_clip(self, work: Work) -> Any:
         clips = wrong_audio(work.items, self.spoken[work.kind == "qa"].clips())

@@ -30,13 +30,14 @@ from rbalign.rundir.journal import count_lines, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
+from rbalign.stages.policy import model_bytes
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
 from rbalign.voices.bank import VoiceBank
 
 if TYPE_CHECKING:
     from rbalign.scorers import Scorer
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
     from rbalign.train.rollout import Item
 
 WORKER_BYTES = 3 << 30
@@ -74,7 +75,7 @@ def arm_folder(run: RunDir, arm: str, seed: int) -> Path:
 
 
 def final_folder(run: RunDir, arm: str, seed: int) -> Path:
-    """Where an arm's final weights are: what `SpeechPolicy.load` takes."""
+    """Where an arm's final weights are: what `Policy.load` takes."""
     return arm_folder(run, arm, seed) / "final"
 
 
@@ -112,7 +113,7 @@ class Arms:
         data = Dataset.open(run.path("data"))
         self.recipe, self.run, self.config = recipe, run, align_config(recipe)
         options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
-        self.policy: SpeechPolicy = open_policy(recipe, run, share=True, **options)
+        self.policy: Policy = open_policy(recipe, run, share=True, **options)
         cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
         self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
         self.validation: list[Item] = []
@@ -174,7 +175,7 @@ class Arms:
 
 
 def load_items(
-    policy: SpeechPolicy, data: Dataset, bank: VoiceBank, split: Split, cap: int
+    policy: Policy, data: Dataset, bank: VoiceBank, split: Split, cap: int
 ) -> tuple[list[Item], dict[str, int]]:
     """Examples of a split with their views, ready to train on, and how many were left out for which reason."""
     from rbalign.train.rollout import Item
@@ -212,7 +213,7 @@ def workers_for(config: AlignConfig) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
     at_once = len(config.seeds) * sum(not arm.endswith(MATCHED) for arm in config.arms)
-    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES), at_once))
+    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES + model_bytes(config.model)), at_once))
 
 
 @contextmanager

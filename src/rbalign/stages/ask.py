@@ -19,11 +19,13 @@ def ask(
     on_token: Callable[[str], None] | None = None,
     run: Path | None = None,
     arm: str | None = None,
+    beside: str = "",
 ) -> dict[str, Any]:
     """Answer a clip, a written request, or both, greedily.
 
-    Returns heard (see `SpeechPolicy.heard`; None without a clip), answer, text_answer (the untouched text LLM on
+    Returns heard (see `Policy.heard`; None without a clip), answer, text_answer (the untouched text LLM on
     `text`, else on what was heard) and seconds. `run` takes that run's model, `arm` one of its trained arms.
+    `beside` is an instruction written beside the clip.
     """
     from rbalign.audio.io import read_audio, to_flac
     from rbalign.types import View, ViewSpec
@@ -35,7 +37,7 @@ def ask(
     if clip is not None:
         samples = read_audio(clip)
         view = View("ask", 0, "test", ViewSpec("user"), len(samples) / 16_000, to_flac(samples, 16_000))
-        prompts = policy.prompts([view])
+        prompts = policy.prompts([view], beside)
         heard = policy.heard([view])[0]
     answer = _greedy(policy, prompts, on_token)
     words = text or heard

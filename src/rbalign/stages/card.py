@@ -197,7 +197,8 @@ def _toml(recipe: Recipe) -> str:
     """What `rba synth` reads: it refuses texts that the run's connector has heard, so that is in it, too."""
     table = recipe.model_dump(mode="json", exclude_none=True, include={"name", "seed", "teacher", "synth", "connect"})
     if recipe.connect is None and recipe.align is not None:
-        table["align"] = {"connector": recipe.align.connector}
+        chosen = {"model": recipe.align.model} if recipe.align.model else {"connector": recipe.align.connector}
+        table["align"] = chosen
     return tomli_w.dumps(_without_paths(table))
 
 

@@ -38,7 +38,7 @@ from rbalign.stages.answering import WORKER_BYTES, Answering, answering, arm_fol
 from rbalign.stages.arms import cost
 from rbalign.stages.base import Plan
 from rbalign.stages.eval_plan import plan_of
-from rbalign.stages.policy import connector_of, heard_by
+from rbalign.stages.policy import hearing_hash, known_texts, model_bytes
 from rbalign.types import Example, Split
 
 SHARD = 64
@@ -59,9 +59,7 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
 
 def inputs(recipe: Recipe) -> Mapping[str, str]:
     """The connector, where no earlier stage names it."""
-    from rbalign.speechlm.connector import connector_folder, connector_hash
-
-    return {} if recipe.align or recipe.connect else {"connector": connector_hash(connector_folder("default"))}
+    return {} if recipe.align or recipe.connect else hearing_hash(recipe)
 
 
 def write_results(run: RunDir, results: Mapping[str, Any], notes: Sequence[str]) -> Mapping[str, str]:
@@ -89,7 +87,7 @@ class Evaluation:
         """The evaluation of a run's dataset; questions that no voice has said yet are spoken now if `speak`."""
         config = _config(recipe)
         instructions, left_out = held_out(Dataset.open(run.path("data")), config.split, config.limit)
-        heard = heard_by(connector_of(recipe, run))
+        heard = known_texts(recipe, run)
         instructions, known = _unheard(instructions, heard)
         questions, known_questions = _unheard(_questions(recipe, run, speak), heard)
         evaluation = cls(recipe, run, instructions, questions)
@@ -118,7 +116,8 @@ class Evaluation:
 
     def answer(self) -> None:
         """Base and references first, on the untouched model; then each arm's weights, loaded once."""
-        workers = workers_that_fit(self.config.workers, WORKER_BYTES)
+        align = self.recipe.align
+        workers = workers_that_fit(self.config.workers, WORKER_BYTES + model_bytes(align.model if align else None))
         reopen = partial(_reopen, self.recipe, self.run.folder, self.run.recipe)
         with answering(lambda: self.answering, reopen, workers) as answered_by:
             for number, work in enumerate(self.everything()):

@@ -17,10 +17,12 @@ from rbalign.rundir.files import atomic_write, new_folder, refuse_taken
 from rbalign.rundir.run import RunDir
 from rbalign.stages.licences import Part, licence_table, part, voice_parts
 from rbalign.stages.named import BASE, arm_weights
+from rbalign.stages.policy import backbone
 from rbalign.stages.voices import bank_of_dataset
 
 if TYPE_CHECKING:
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
+    from rbalign.speechlm.family import FamilyPolicy
 
 READS_ALONG = " While it hears, this merged LLM reads along; in the run the one before alignment did."
 CARD = """---
@@ -29,20 +31,11 @@ pipeline_tag: audio-text-to-text
 ---
 # {title}
 
-A speech LLM ({encoder} encoder, {adapter} adapter, {language_model}) that answers spoken requests in text.
+A speech LLM ({what}) that answers spoken requests in text.
 {history}
 
 ```python
-import rbalign.speechlm  # tells transformers about the model type
-import soundfile
-from transformers import AutoModel, AutoProcessor
-
-model, processor = AutoModel.from_pretrained(".").eval(), AutoProcessor.from_pretrained(".")
-samples, rate = soundfile.read("question.wav", dtype="float32")  # mono, 16 kHz
-messages = {messages}
-text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-answer = model.generate(**processor(text=text, audio=samples), max_new_tokens=64)
-print(processor.decode(answer[0], skip_special_tokens=True))
+{usage}
 ```
 
 Training data: {data}. Recipe: `recipe.toml`.
@@ -53,6 +46,34 @@ What it was made with; the weights follow the licences of the language model and
 
 {licences}
 """
+
+USAGE = """import rbalign.speechlm  # tells transformers about the model type
+import soundfile
+from transformers import AutoModel, AutoProcessor
+
+model, processor = AutoModel.from_pretrained(".").eval(), AutoProcessor.from_pretrained(".")
+samples, rate = soundfile.read("question.wav", dtype="float32")  # mono, 16 kHz
+messages = {messages}
+text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+answer = model.generate(**processor(text=text, audio=samples), max_new_tokens=64)
+print(processor.decode(answer[0], skip_special_tokens=True))"""
+FAMILY_USAGE = """import soundfile
+from transformers import AutoProcessor, {model_class}
+
+model, processor = {model_class}.from_pretrained("."), AutoProcessor.from_pretrained(".")
+samples, rate = soundfile.read("question.wav", dtype="float32")  # mono, 16 kHz
+messages = {messages}
+text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+inputs = processor(text=[text], audio=[samples], return_tensors="pt"{call})
+answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
+WHOLE_USAGE = """from transformers import AutoProcessor, {model_class}
+
+model, processor = {model_class}.from_pretrained("."), AutoProcessor.from_pretrained(".")
+messages = {messages}
+inputs = processor.apply_chat_template(messages, return_tensors="pt")
+answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
 
 
 def export(run: RunDir, arm: str, out: Path) -> Path:
@@ -77,23 +98,41 @@ def export(run: RunDir, arm: str, out: Path) -> Path:
     return out
 
 
-def card(run: RunDir, weights: Path | None, policy: SpeechPolicy) -> str:
+def card(run: RunDir, weights: Path | None, policy: Policy) -> str:
     """The model card: what it is, how to ask it, what it was made from, under which licences."""
+    from rbalign.speechlm import family
+
     arm = weights.parent.name if weights else BASE
-    system = [{"role": "system", "content": policy.system}] if policy.system is not None else []
     parts = _parts(run)
     named = {each.role: each.name for each in parts}
+    if isinstance(policy, family.FamilyPolicy):
+        what, usage, more = f"{policy.family.name}, {named['speech LLM']}", _family_usage(policy), ""
+    else:
+        system = [{"role": "system", "content": policy.system}] if policy.system is not None else []
+        messages = [*system, {"role": "user", "content": policy.processor.audio_token}]
+        what = f"{named.get('speech encoder', 'Whisper')} encoder, {policy.speech.config.adapter_type} adapter, "
+        what += named["language model"]
+        usage = USAGE.format(messages=json.dumps(messages, ensure_ascii=False))
+        more = READS_ALONG if weights and policy.speech.fusion else ""
     return CARD.format(
         title=f"{run.recipe.name}: {arm}",
-        encoder=named.get("speech encoder", "Whisper"),
-        adapter=policy.speech.config.adapter_type,
-        language_model=named["language model"],
-        history=_history(arm, weights) + (READS_ALONG if weights and policy.speech.fusion else ""),
-        messages=json.dumps([*system, {"role": "user", "content": policy.processor.audio_token}], ensure_ascii=False),
+        what=what,
+        usage=usage,
+        history=_history(arm, weights) + more,
         data=_data(run),
         results=_results(run, arm),
         licences=licence_table(parts),
     )
+
+
+def _family_usage(policy: FamilyPolicy) -> str:
+    """Code that asks the model as the run did."""
+    family = policy.family
+    call = "".join(f", {name}={value!r}" for name, value in family.call.items())
+    whole = family.turn == "whole"
+    template, clip = (WHOLE_USAGE, {"path": "question.wav"}) if whole else (FAMILY_USAGE, {})
+    messages = json.dumps(policy.messages(clip=clip, system=policy.system), ensure_ascii=False)
+    return template.format(model_class=family.model_class, messages=messages, call=call)
 
 
 def _history(arm: str, weights: Path | None) -> str:
@@ -137,9 +176,9 @@ def _results(run: RunDir, arm: str) -> str:
 def _parts(run: RunDir) -> list[Part]:
     """All that the weights and the data were made with."""
     recipe = run.recipe
-    backbone = recipe.connect.language_model if recipe.connect else recipe.teacher.model
-    found = [part("language model", backbone)]
-    if encoder := _encoder(recipe, run):
+    whole = recipe.align is not None and recipe.align.model is not None
+    found = [part("speech LLM" if whole else "language model", backbone(recipe))]
+    if not whole and (encoder := _encoder(recipe, run)):
         found.append(part("speech encoder", encoder))
     found.append(part("text teacher", recipe.teacher.author))
     with suppress(DataError):  # the data may not be here any more

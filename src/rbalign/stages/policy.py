@@ -1,7 +1,9 @@
-"""The speech LLM of a recipe as a `SpeechPolicy`: one wiring for alignment and evaluation."""
+"""The speech LLM of a recipe as a `Policy`: one wiring for alignment and evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ from rbalign.data.signatures import Signatures
 from rbalign.rundir.files import stable_hash
 from rbalign.rundir.progress import note
 from rbalign.rundir.run import RunDir
+from rbalign.stages.licences import last_name
 
 if TYPE_CHECKING:
-    from rbalign.speechlm.policy import SpeechPolicy
+    from rbalign.speechlm.base import Policy
 
 
 HEARD = "hearing"
@@ -22,14 +25,17 @@ HEARING_VERSION = 1
 """To be raised when code changes what a connector hears."""
 
 
-def open_policy(recipe: Recipe, run: RunDir, share: bool = False, **options: Any) -> SpeechPolicy:
-    """Connector and language model of the recipe, in memory once; `options` are SpeechPolicy's.
+def open_policy(recipe: Recipe, run: RunDir, share: bool = False, **options: Any) -> Policy:
+    """The recipe's speech LLM, in memory once; `options` are the policy's.
 
     `share` keeps what is heard on the disk, where other processes and runs find it.
 
-    The language model is the one that the connector was trained against: [connect]'s in a run that connects, else
-    the teacher's own, so that text teacher, reference and student share their weights.
+    It is [align] model, or else a connector and a language model: the one that the connector was trained against,
+    [connect]'s in a run that connects, else the teacher's own, so that text teacher, reference and student share their
+    weights.
     """
+    if recipe.align is not None and recipe.align.model is not None:
+        return _open_family(recipe, recipe.align.model, share, **options)
     from transformers import WhisperFeatureExtractor
 
     from rbalign.lm.load import load_lm
@@ -38,7 +44,7 @@ def open_policy(recipe: Recipe, run: RunDir, share: bool = False, **options: Any
     from rbalign.speechlm.connector import connector_hash, from_parts
     from rbalign.speechlm.policy import SpeechPolicy
 
-    name = recipe.connect.language_model if recipe.connect else recipe.teacher.model
+    name = backbone(recipe)
     lm = load_lm(model_folder(name), name=name)
     connector = connector_of(recipe, run)
     speech = from_parts(connector, lm.model)
@@ -47,6 +53,74 @@ def open_policy(recipe: Recipe, run: RunDir, share: bool = False, **options: Any
         key = stable_hash([HEARING_VERSION, connector_hash(connector), lm.digest])
         options["heard"] = ClipFolder(home() / HEARD, key)
     return SpeechPolicy(speech, processor, system=system_prompt(recipe), **options)
+
+
+def _open_family(recipe: Recipe, model: str, share: bool, train_adapter: bool = False, **options: Any) -> Policy:
+    import transformers
+
+    from rbalign.speechlm.clipcache import ClipFolder
+    from rbalign.speechlm.family import FamilyPolicy, load_family
+
+    assert not train_adapter  # AlignConfig refuses it
+    system = system_prompt(recipe)
+    speech, processor, family = load_family(model_folder(model), system)
+    if share:
+        key = stable_hash([HEARING_VERSION, transformers.__version__, family_digest(model)])
+        options["heard"] = ClipFolder(home() / HEARD, key)
+    return FamilyPolicy(speech, processor, family, system=system, **options)
+
+
+def family_digest(model: str) -> str:
+    """Hash of a speech LLM's folder; read again in this process only when a file of it has changed."""
+    folder = model_folder(model)
+    return _digest(folder, tuple((path.name, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())))
+
+
+@cache
+def _digest(folder: Path, _: tuple[tuple[str, int], ...]) -> str:
+    from rbalign.lm.load import folder_digest
+
+    return folder_digest(folder)
+
+
+def hearing_hash(recipe: Recipe) -> Mapping[str, str]:
+    """What hears, by name and hash, where it comes from outside the run."""
+    from rbalign.speechlm.connector import connector_folder, connector_hash
+
+    if recipe.align is not None and recipe.align.model is not None:
+        return {"model": family_digest(recipe.align.model)}
+    connector = recipe.align.connector if recipe.align else "connect" if recipe.connect else "default"
+    return {} if connector == "connect" else {"connector": connector_hash(connector_folder(connector))}
+
+
+def backbone(recipe: Recipe) -> str:
+    """Name of the language model that learns; of a speech LLM of transformers the whole."""
+    if recipe.align is not None and recipe.align.model is not None:
+        return recipe.align.model
+    return recipe.connect.language_model if recipe.connect else recipe.teacher.model
+
+
+def model_bytes(model: str | None) -> int:
+    """Memory that [align] model takes beyond the embedded one: its weights, which releases store in half precision."""
+    return 0 if model is None else 2 * sum(path.stat().st_size for path in model_folder(model).glob("*.safetensors"))
+
+
+def reads_as_before(recipe: Recipe, model: str) -> bool:
+    """Whether a speech LLM reads as its text LLM does. UsageError for a folder that no policy can be made of."""
+    from rbalign.lm.load import OWN_LORA
+    from rbalign.speechlm.family import family_in
+
+    folder = model_folder(model)
+    family_in(folder, system_prompt(recipe))
+    return not (folder / OWN_LORA).is_file()
+
+
+def known_texts(recipe: Recipe, run: RunDir) -> Signatures:
+    """Signatures of what the recipe's speech LLM heard in training, as far as that is known."""
+    if recipe.align is not None and recipe.align.model is not None:
+        note(f"what {last_name(recipe.align.model)} heard in training is not known: no text is left out for it")
+        return Signatures.build(())
+    return heard_by(connector_of(recipe, run))
 
 
 def connector_of(recipe: Recipe, run: RunDir) -> Any:

@@ -167,7 +167,7 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
     from rbalign.speechlm.connector import connector_folder
 
     known = recipe.connect.start if recipe.connect else recipe.align.connector if recipe.align else "default"
-    if known is not None:
+    if known is not None and not (recipe.align and recipe.align.model):
         found.append(heard_by(connector_folder(known)))
     if recipe.connect is not None:
         shipped = Dataset.open(heldout_folder(SHIPPED)).examples(Split.TEST)

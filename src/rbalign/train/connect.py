@@ -19,10 +19,10 @@ from rbalign.rundir.files import sha256_file
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.speechlm.adapters import CtcAdapter
+from rbalign.speechlm.base import REPEAT
 from rbalign.speechlm.connector import WEIGHTS, average_with, connector_folder, save_connector
 from rbalign.speechlm.ctc import frames_needed
 from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
-from rbalign.speechlm.policy import REPEAT
 from rbalign.text.normalise import wer
 from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation, shortened
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask

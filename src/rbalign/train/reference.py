@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.speechlm.base import Policy
 from rbalign.types import View
 
 REFERENCE_FILE = "reference.safetensors"
@@ -22,7 +22,7 @@ class Reference:
     so is LoRA itself once "refresh:K" has taken the policy over, or when training starts from an aligned arm.
     """
 
-    def __init__(self, policy: SpeechPolicy, rule: str = "fixed") -> None:
+    def __init__(self, policy: Policy, rule: str = "fixed") -> None:
         self.policy = policy
         self.wanted = rule != "none"
         self.every = int(rule.partition(":")[2]) if rule.startswith("refresh:") else 0
@@ -39,7 +39,7 @@ class Reference:
 
     @torch.no_grad()
     def logprobs(self, views: Sequence[View], completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """`SpeechPolicy.forward` under the reference: (R,T) log-probs and mask."""
+        """`Policy.forward` under the reference: (R,T) log-probs and mask."""
         with self.active():
             logprobs, mask = self.policy(views, completions)
         return logprobs, mask

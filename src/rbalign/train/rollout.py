@@ -12,7 +12,7 @@ from torch import Tensor
 from rbalign.keys import Key
 from rbalign.lm.sampler import SamplingParams
 from rbalign.scorers.base import Scorer, example_columns
-from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.speechlm.base import Policy
 from rbalign.types import Example, StopReason, View
 
 SAMPLE_BATCH = 64
@@ -78,7 +78,7 @@ def best_and_worst(scores: Sequence[float | None], key: Key, gap: float = 0.0) -
 
 
 def draw_groups(
-    policy: SpeechPolicy, items: Sequence[Item], params: SamplingParams, key: Key, samples_per_view: int = 1
+    policy: Policy, items: Sequence[Item], params: SamplingParams, key: Key, samples_per_view: int = 1
 ) -> list[Group]:
     """Sample every view of every item; the keys name example, view and sample, so batches cannot matter."""
     groups = [Group(item) for item in items]
@@ -97,7 +97,7 @@ def draw_groups(
     return groups
 
 
-def score_groups(policy: SpeechPolicy, groups: Sequence[Group], scorer: Scorer) -> None:
+def score_groups(policy: Policy, groups: Sequence[Group], scorer: Scorer) -> None:
     """Give every sample its score, in place. What the scorer needs beyond text is computed here."""
     rows = [(group, drawn) for group in groups for drawn in group.drawn]
     if not rows:
@@ -116,7 +116,7 @@ def score_groups(policy: SpeechPolicy, groups: Sequence[Group], scorer: Scorer) 
 
 
 @torch.no_grad()
-def teacher_logprobs(policy: SpeechPolicy, rows: Sequence[tuple[Group, Drawn]]) -> list[list[float]]:
+def teacher_logprobs(policy: Policy, rows: Sequence[tuple[Group, Drawn]]) -> list[list[float]]:
     """Log-probs of each sample's tokens under the text teacher on the written instruction."""
     by_group: dict[int, tuple[Group, list[int]]] = {}
     for place, (group, _) in enumerate(rows):

@@ -26,7 +26,7 @@ from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import Journal
 from rbalign.scorers.base import Scorer
-from rbalign.speechlm.policy import SpeechPolicy
+from rbalign.speechlm.base import Policy
 from rbalign.train.arguments import training_arguments
 from rbalign.train.batches import (
     MicroBatch,
@@ -55,7 +55,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        policy: SpeechPolicy,
+        policy: Policy,
         arm: str,
         config: AlignConfig,
         items: Sequence[Item],
@@ -308,7 +308,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         for item, name, ids in rows:
             asked.setdefault(item.example.id, (item, {}))[1][name] = ids
         if not rows:
-            return torch.zeros(0, 1, self.policy.lm.config.vocab_size)
+            return torch.zeros(0, 1, self.policy.lm.config.get_text_config().vocab_size)
         texts = [item.example.instruction for item, _ in asked.values()]
         logits, _ = self.policy.text_logits(texts, [list(own.values()) for _, own in asked.values()])
         order = [(example, name) for example, (_, own) in asked.items() for name in own]
