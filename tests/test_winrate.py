@@ -40,7 +40,7 @@ def test_labels_by_hand():
 
 @given(st.lists(st.tuples(verdict, verdict), max_size=12))
 def test_labels_mirror_when_the_sides_change(orders):
-    """The opponent's view of the same judgements: what was preference for us first is 1 - preference for them second."""
+    """The opponent's view of the same judgements: our preference first is 1 - theirs second."""
 
     def turned(one):
         return None if one is None else 1.0 - one

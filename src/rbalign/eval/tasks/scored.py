@@ -67,7 +67,7 @@ def markdown(scored: Scored) -> str:
     """The figures as a page: every number with interval, n, and how it came about."""
     counts = scored["counts"]
     lines = [
-        f"# {scored['model']} on {scored['task']}",
+        f"# {cell(scored['model'])} on {scored['task']}",
         "",
         f"{scored['title']}. Data: {scored['data']['from']}, content {scored['data']['content']}.",
         f"{scored['interval']}. rbalign {scored['rbalign']}.",
