@@ -124,7 +124,7 @@ def test_a_judge_that_is_gone_stops_everything():
 
 def test_some_models_refuse_a_temperature():
     with Loopback(lambda asked: chat("Verdict: 1")) as server:
-        judge = judge_at(server, temperature=None, length_field="max_completion_tokens", max_tokens=9)
+        judge = judge_at(server, temperature="none", length_field="max_completion_tokens", max_tokens=9)
         judge.prefer([Pair("Hi", "a", "b")])
         assert "temperature" not in server.asked[0].body
         assert server.asked[0].body["max_completion_tokens"] == 9

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -496,6 +499,12 @@ def test_intervals_of_an_if_rate_cover():
         estimate = sheet.bootstrap("closed", 40).estimate(np.mean(list(draws.values()), axis=0), 70)
         covered += estimate.low <= (0.8 + 0.5 + 0.6) / 3 <= estimate.high
     assert 0.88 <= covered / 150 <= 0.99
+
+
+def test_the_page_of_protocols_is_current():
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, root / "dev" / "protocols.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_says_every_number_and_protocol(tmp_path):

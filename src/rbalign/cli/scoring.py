@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -24,55 +25,66 @@ def _task_option(*names: str, text: str, metavar: str | None = None) -> typer.mo
     return option
 
 
+Place = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="RUN|DATASET|FILE.jsonl",
+        help="A run folder, a recipe whose run is in --runs, or a dataset; with --task the predictions.",
+    ),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FILE.jsonl",
+        help="Answers made elsewhere: id (of a clip, EXAMPLE/VIEW, or of an instruction, EXAMPLE) and response.",
+    ),
+]
+Name = Annotated[str | None, typer.Option("--name", help="The run that a file becomes; default: its name.")]
+Split = Annotated[str | None, typer.Option("--split", help="Whose answers a file holds; default: as in eval.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first instructions by id.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")]
+Again = Annotated[bool, typer.Option("--again", help="Throw the scores away first.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and count; score nothing.")]
+TaskName = Annotated[str | None, _task_option("--task", text="Score FILE.jsonl by it: `rba list tasks`.")]
+Data = Annotated[
+    str | None,
+    _task_option(
+        "--data", metavar="FOLDER", text="A local copy of the task's data; hf: or hf:OWNER/NAME@REVISION fetches it."
+    ),
+]
+Against = Annotated[
+    Path | None,
+    _task_option("--against", metavar="FILE.jsonl", text="An opponent's answers (win rate), a text LLM's (delta)."),
+]
+Scorer = Annotated[str | None, _task_option("--scorer", text="One of the task's; default: its first.")]
+Judge = Annotated[
+    str | None,
+    _task_option(
+        "--judge", metavar="JUDGE.toml", text="url and model of an LLM; or, offline, chrf, wordllama, minilm."
+    ),
+]
+Out = Annotated[Path | None, _task_option("--out", metavar="OUT.json", text="Default: beside FILE.jsonl; OUT.md, too.")]
+Suite = Annotated[
+    str | None, _task_option("--suite", text="rba-paper: the paper's rows, beside scored files in a folder.")
+]
+
+
 def score(
-    place: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RUN|DATASET|FILE.jsonl",
-            help="A run folder, a recipe whose run is in --runs, or a dataset; with --task the predictions.",
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FILE.jsonl",
-            help="Answers made elsewhere: id (of a clip, EXAMPLE/VIEW, or of an instruction, EXAMPLE) and response.",
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The run that a file becomes; default: its name.")] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Whose answers a file holds; default: as in eval.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first instructions by id.")] = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")] = Path("runs"),
-    again: Annotated[bool, typer.Option("--again", help="Throw the scores away first.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; score nothing.")] = False,
-    task: Annotated[str | None, _task_option("--task", text="Score FILE.jsonl by it: `rba list tasks`.")] = None,
-    data: Annotated[
-        str | None,
-        _task_option(
-            "--data",
-            metavar="FOLDER",
-            text="A local copy of the task's data; hf: or hf:OWNER/NAME@REVISION fetches it.",
-        ),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        _task_option("--against", metavar="FILE.jsonl", text="An opponent's answers (win rate), a text LLM's (delta)."),
-    ] = None,
-    scorer: Annotated[str | None, _task_option("--scorer", text="One of the task's; default: its first.")] = None,
-    judge: Annotated[
-        str | None,
-        _task_option(
-            "--judge", metavar="JUDGE.toml", text="url and model of an LLM; or, offline, chrf, wordllama, minilm."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, _task_option("--out", metavar="OUT.json", text="Default: beside FILE.jsonl; OUT.md, too.")
-    ] = None,
-    suite: Annotated[
-        str | None, _task_option("--suite", text="rba-paper: the paper's rows, beside scored files in a folder.")
-    ] = None,
+    place: Place = None,
+    predictions: Predictions = None,
+    name: Name = None,
+    split: Split = None,
+    limit: Limit = None,
+    runs: Runs = Path("runs"),
+    again: Again = False,
+    dry_run: DryRun = False,
+    task: TaskName = None,
+    data: Data = None,
+    against: Against = None,
+    scorer: Scorer = None,
+    judge: Judge = None,
+    out: Out = None,
+    suite: Suite = None,
 ) -> None:
     """Score a run's answers (rba predict), or a file of predictions: against references, or by a public benchmark."""
     tasks_own = {"data": data, "against": against, "scorer": scorer, "judge": judge, "out": out}
@@ -102,7 +114,7 @@ def score(
             _score_run(place, runs, again, dry_run)
 
 
-def _refuse(options: dict[str, object], where: str, cure: str) -> None:
+def _refuse(options: Mapping[str, object], where: str, cure: str) -> None:
     if given := [f"--{option}" for option, value in options.items() if value is not None]:
         raise UsageError(f"{', '.join(given)} {where}", cure)
 

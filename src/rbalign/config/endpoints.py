@@ -90,8 +90,8 @@ class JudgeEndpoint(ChatEndpoint):
 
     max_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
     """Of a judgement, its reasons included."""
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = 0.0
-    """None sends none: some models refuse the field."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | Literal["none"] = 0.0
+    """"none" sends none: some models refuse the field."""
 
 
 class VoiceEndpoint(EndpointConfig):

@@ -89,7 +89,7 @@ class LlmJudge:
     def __init__(self, config: JudgeEndpoint, client: Client) -> None:
         self.config, self._client = config, client
         self.name = config.model
-        warmth = "" if config.temperature is None else f", temperature {config.temperature:g}"
+        warmth = "" if config.temperature == "none" else f", temperature {config.temperature:g}"
         self._who = f"judge {config.model}{warmth}"
         self.protocol = self.described("pairwise")
 
@@ -144,7 +144,7 @@ class LlmJudge:
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": turn}],
             self.config.length_field: self.config.max_tokens,
         }
-        if self.config.temperature is not None:
+        if self.config.temperature != "none":
             body["temperature"] = self.config.temperature
         tokens = (len(system) + len(turn)) // CHARACTERS_PER_TOKEN + self.config.max_tokens
         try:

@@ -45,7 +45,7 @@ class Comparison:
     ties: int
     sign_p: float
     """Exact two-sided sign test over instructions, ties left out."""
-    effect: float
+    effect: float = math.nan
     """Mean of the differences over their standard deviation (Cohen's d of paired values); NaN where they are equal."""
 
 

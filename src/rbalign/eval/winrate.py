@@ -133,7 +133,7 @@ class Verdicts:
 def _length_term(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     gaps = np.asarray(others, dtype=np.float64) - np.asarray(own, dtype=np.float64)
     spread = float(gaps.std()) if len(gaps) else 0.0
-    return np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
+    return np.asarray(np.tanh(gaps / spread)) if spread > 0 else np.zeros_like(gaps)
 
 
 def _newton(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,7 @@ def _winrates(
     labels, own, others = arrays
     boot, raw = sheet.bootstrap("", len(labels)), f"winrate@{rules.opponent}"
     agreement = verdicts.agreement()
-    shared = {
+    shared: dict[str, Any] = {
         "characters": rounded(float(own.mean())),
         "opponent_characters": rounded(float(others.mean())),
         "wins": int((labels > 0.5).sum()),

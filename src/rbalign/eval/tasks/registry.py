@@ -84,5 +84,5 @@ def _task(name: str, fields: Mapping[str, Any]) -> Task:
     files = tuple(
         Source(one.get("part", ""), tuple(one["names"]), dict(one["columns"])) for one in fields.get("files", ())
     )
-    rest = {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
+    rest: dict[str, Any] = {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
     return Task(name=name, scorers=tuple(fields["scorers"]), files=files, **rest)
