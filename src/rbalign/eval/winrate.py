@@ -117,7 +117,7 @@ class Verdicts:
     def labels(self) -> np.ndarray:
         """(n,) soft labels; an order without a usable verdict is a tie, so that a mirror of the match mirrors them."""
         orders = [[0.5 if one is None else one for one in order] for order in (self.first, self.second)]
-        return np.asarray(orders, dtype=np.float64).reshape(2, -1).mean(axis=0)
+        return np.asarray(np.array(orders, dtype=np.float64).reshape(2, -1).mean(axis=0))
 
     @property
     def unparsed(self) -> int:
