@@ -35,7 +35,9 @@ rba score --suite rba-paper FOLDER                                            # 
 says below what its ids are. An unknown, repeated or broken line stops everything before anything is scored.
 
 **Data** is a local copy in FOLDER. Its columns and types must be those below; others beside them are not read, clips
-neither. `--data hf:` fetches the named hub dataset and revision into the hub's cache, `hf:OWNER/NAME@REVISION` another.
+neither. `--data hf:` fetches the named files of the hub dataset at that revision into the hub's cache, the clips in
+them, too (Spoken-Alpaca: 13.7 GB); `hf:OWNER/NAME@REVISION` names another. A name such as main moves: what was scored
+is named by the content hash beside every figure.
 Nothing of these sets comes with rba; their licences are theirs.
 
 **Denominators.** Missing, failed and unreadable items stay in; how many there are stands beside every result. What

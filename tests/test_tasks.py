@@ -215,6 +215,9 @@ def test_without_a_judge_reasoning_is_open_not_zero(tmp_path):
         assert found[key]["value"] is None
         assert found[key]["note"]
     assert ("delta", "") not in found
+    beside = figures(ifeval(write_ifeval(tmp_path), ifeval_answers(), against=ifeval_answers(), opponent="text"))
+    assert beside["delta", ""]["value"] is None
+    assert beside["delta", ""]["note"]
 
 
 def test_deep_json_is_no_crash(tmp_path):
@@ -358,8 +361,9 @@ def test_fleurs_joins_on_the_sentence(tmp_path):
         ("5/0", "5", "A is"), ("5/1", "5", "A is"), ("7/0", "7", "B here"),
     ]  # fmt: skip
     assert data.left_out == 1
-    sheet = sheet_of(task.name, tmp_path, {"5/0": "A is", "5/1": "A is", "7/0": "B here"})
-    assert figures(sheet)["chrf++", ""]["value"] == pytest.approx(100)
+    sheet = sheet_of(task.name, tmp_path, {"5/0": "A was", "5/1": "A is", "7/0": "B here"})
+    outside = sacrebleu.corpus_chrf(["A was", "A is", "B here"], [["A is", "A is", "B here"]], word_order=2)
+    assert figures(sheet)["chrf++", ""]["value"] == pytest.approx(outside.score, abs=1e-6)
     assert figures(sheet)["chrf++", ""]["n"] == 2
 
 

@@ -16,11 +16,11 @@ def conditions(sheet: Sheet, protocol: str) -> None:
     plain, ratio = (FLUENT, "relative_accuracy") if disfluent else (CLEAN, "preserve_rate")
     units = sorted({item.unit for item in sheet.data.items})
     boot = sheet.bootstrap("", len(units))
-    base = sheet.by_unit([item for item in sheet.data.items if item.part == plain], "accuracy", units)
+    base = sheet.by_unit([item for item in sheet.data.items if item.part == plain], "score", units)
     sheet.figure("score", plain, boot.mean(base), protocol)
     for name in sorted({kind for item in sheet.data.items for kind in item.part.split("+")} - {plain}):
         items = [item for item in sheet.data.items if name in item.part.split("+")]
-        own = sheet.by_unit(items, "accuracy", units)
+        own = sheet.by_unit(items, "score", units)
         sheet.figure("score", name, boot.mean(own), protocol)
         found = boot.ratio(own, base)
         rule = f"{ratio} against {plain} on the same instructions; {protocol}"

@@ -68,7 +68,7 @@ def _constraints(sheet: Sheet, rules: Rules) -> None:
         sheet.figure("rate", name, boot.mean(sheet.by_unit(items, "followed")), checked)
     theirs = None
     if rules.against is not None:
-        other = Sheet(sheet.task, sheet.data, rules.against, sheet.resamples, sheet.seed, _boots=sheet._boots)
+        other = sheet.beside(rules.against)
         theirs = _followed(other, judge)
         sheet.unparsed += other.unparsed
     _if_rate(sheet, ours, theirs, f"mean of three parts' rates; {checked}; reasoning: {told}", rules.opponent)
@@ -112,7 +112,8 @@ def _if_rate(
     n = len(sheet.data.items)
     boot = sheet.bootstrap("closed", len(_of_part(sheet, "closed")))
     if len(ours) < len(PARTS):
-        sheet.figure("if_rate", "", None, protocol, note="reasoning is not judged: its rate is unscored, not zero")
+        for metric in ("if_rate",) if theirs is None else ("if_rate", "delta"):
+            sheet.figure(metric, "", None, protocol, note="reasoning is not judged: its rate is unscored, not zero")
         return
     own = np.mean([ours[part] for part in PARTS], axis=0)
     sheet.figure("if_rate", "", boot.estimate(own, n), protocol)
@@ -140,7 +141,7 @@ def _estimate(sheet: Sheet, part: str, items: Sequence[TaskItem], draws: np.ndar
 def _preference(sheet: Sheet, rules: Rules) -> None:
     if rules.judge is None or rules.against is None:
         raise UsageError(f"{sheet.task.name} is a comparison", "give --against OPPONENT.jsonl and a --judge")
-    other = Sheet(sheet.task, sheet.data, rules.against, sheet.resamples)
+    other = sheet.beside(rules.against)
     items = sorted(sheet.data.items, key=lambda item: item.id)
     verdicts = _both_orders(sheet, other, items, rules.judge)
     labels = verdicts.labels()
@@ -224,14 +225,14 @@ def _answers(sheet: Sheet, rules: Rules) -> None:
     sheet.figure("accuracy", "", estimate, f"{protocol}; text responses; {LOST}", unscored=unscored)
 
 
-def score_answers(sheet: Sheet, rules: Rules) -> str:
+def score_answers(sheet: Sheet, rules: Rules, metric: str = "accuracy") -> str:
     """Right or wrong for every item by the named scorer, None without a usable accepted answer; its protocol line."""
     items, texts = list(sheet.data.items), [sheet.text(item) for item in sheet.data.items]
     if rules.scorer != "judge":
         scorer: Scorer = scorers.build(QA_SCORERS[rules.scorer])
         values = scorer([item.request for item in items], texts, [[]] * len(items), **columns(items))
         for item, value in zip(items, values, strict=True):
-            sheet.put(item, "accuracy", value)
+            sheet.put(item, metric, value)
         return str(getattr(scorer, "protocol", scorer.name))
     judge = _llm(rules)
     if judge is None:
@@ -243,9 +244,9 @@ def score_answers(sheet: Sheet, rules: Rules) -> str:
         [item.request for item in said], [sheet.text(item) for item in said], [item.aliases for item in said]
     )
     for item in items:
-        sheet.put(item, "accuracy", 0.0 if item.aliases else None)
+        sheet.put(item, metric, 0.0 if item.aliases else None)
     for item, verdict in zip(said, told, strict=True):
-        sheet.put(item, "accuracy", float(verdict is True))
+        sheet.put(item, metric, float(verdict is True))
         sheet.unparsed += verdict is None
     return f"{judge.described('answer')}; unreadable judgements count as wrong"
 
@@ -277,11 +278,11 @@ def _conditions(sheet: Sheet, rules: Rules) -> None:
         texts = [sheet.text(item) for item in items]
         values = scorer([item.request for item in items], texts, [[]] * len(items), **columns(items))
         for item, value in zip(items, values, strict=True):
-            sheet.put(item, "accuracy", value)
+            sheet.put(item, "score", value)
         protocol = "sentence chrF to the independent reference"
     else:
-        protocol = score_answers(sheet, rules)
-    if all(own["accuracy"] is None for own in sheet.scores.values()):
+        protocol = score_answers(sheet, rules, "score")
+    if all(own["score"] is None for own in sheet.scores.values()):
         lacks = "reference" if rules.scorer == "chrf" else "accepted answers"
         cure = "give a dataset with answers" if rules.scorer == "chrf" else "--scorer chrf compares with references"
         raise UsageError(f"no example of this dataset has {lacks}", cure)

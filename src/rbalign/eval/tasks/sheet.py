@@ -40,6 +40,10 @@ class Sheet:
     """Judgements that could not be read, or were never given."""
     _boots: dict[tuple[str, int], Bootstrap] = field(default_factory=dict)
 
+    def beside(self, responses: Responses) -> Sheet:
+        """Another file's responses to the same items, with the same resamples: differences stay paired."""
+        return Sheet(self.task, self.data, responses, self.resamples, self.seed, _boots=self._boots)
+
     def status(self, item: TaskItem) -> Status:
         """Whether there is an answer; an empty string is one."""
         if item.id not in self.responses:
