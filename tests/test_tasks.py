@@ -28,7 +28,7 @@ from rbalign.config.endpoints import JudgeEndpoint
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, ServiceError, UsageError
 from rbalign.eval.judges import LlmJudge
-from rbalign.eval.tasks.files import local_copy
+from rbalign.eval.tasks.files import local_copy, origin
 from rbalign.eval.tasks.items import TaskData, TaskItem, load
 from rbalign.eval.tasks.measure import Rules, measure
 from rbalign.eval.tasks.registry import task_named, tasks
@@ -151,6 +151,9 @@ def test_the_hub_is_asked_for_one_revision(tmp_path, monkeypatch):
     task = task_named("fleurs:de_de-en_us")
     assert local_copy("hf:", task) == tmp_path
     assert local_copy("hf:mine/copy@abc", task) == tmp_path
+    assert origin("hf:mine/copy@abc", task) == "hub dataset mine/copy at abc"
+    assert origin("hf:", task) == "hub dataset google/fleurs at refs/convert/parquet"
+    assert origin(str(tmp_path), task) == "a local copy, in the form of google/fleurs"
     assert asked == [("google/fleurs", "refs/convert/parquet", "dataset"), ("mine/copy", "abc", "dataset")]
     with pytest.raises(ServiceError, match=r"does not give gone/away \(OSError: no network\)"):
         local_copy("hf:gone/away", task)
@@ -513,7 +516,7 @@ def test_the_page_of_protocols_is_current():
 
 def test_the_page_says_every_number_and_protocol(tmp_path):
     sheet = ifeval(write_ifeval(tmp_path), ifeval_answers() | {"closed/0": "a | b <script>"})
-    scored = as_scored(sheet, "my|model<b>")
+    scored = as_scored(sheet, "my|model<b>", "a local copy")
     page = markdown(scored)
     assert json.loads(json.dumps(scored)) == scored
     for figure in sheet.figures:

@@ -15,6 +15,7 @@ from rbalign.cli.main import run_command
 from rbalign.errors import UsageError
 from rbalign.eval.paired import compare_scored
 from rbalign.eval.tasks.scored import read_scored
+from rbalign.scorers.similarity import EMBEDDERS
 from rbalign.stages.suite import suite_table
 from rbalign.stages.tasks import read, score
 
@@ -87,6 +88,26 @@ def test_a_win_rate_without_a_key(tmp_path, capsys):
     assert "no length control for this judge" in out
     assert "base.jsonl: 1 missing" in out
     assert read_scored(tmp_path / "out" / "a.json")["figures"][1]["value"] is None
+
+
+class Letters:
+    """An embedder by hand: counts of the letters a to z."""
+
+    name = "wordllama"
+
+    def embed(self, texts):
+        out = np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], dtype=np.float32)
+        return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+
+
+def test_an_embedder_judges_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(EMBEDDERS, "wordllama", Letters)
+    folder = write_alpaca(tmp_path / "data")
+    mine = predictions(tmp_path / "mine.jsonl", {str(i): "zzz" for i in range(4)})
+    base = predictions(tmp_path / "base.jsonl", {str(i): "number" for i in range(4)})
+    found = score(read("spoken-alpaca", str(folder), mine, against=base, judge="wordllama"), 50)
+    assert found["figures"][0]["value"] == 0.0
+    assert "wordllama to the reference" in found["figures"][0]["protocol"]
 
 
 def test_an_llm_judge_and_length(tmp_path):

@@ -14,7 +14,7 @@ from rbalign.config.load import load_judge
 from rbalign.errors import DataError, UsageError, unknown
 from rbalign.eval.judges import LlmJudge, PairwiseJudge, ReferenceJudge
 from rbalign.eval.predictions import FORMAT, read_responses
-from rbalign.eval.tasks.files import local_copy
+from rbalign.eval.tasks.files import local_copy, origin
 from rbalign.eval.tasks.items import TaskData, load
 from rbalign.eval.tasks.measure import Rules, measure
 from rbalign.eval.tasks.registry import Task, task_named
@@ -42,6 +42,8 @@ class Asked:
     against: Path | None
     opponent: Responses | None
     out: Path
+    origin: str
+    """Where the data is from."""
 
     def counted(self) -> list[str]:
         """What there is and what is missing, in words."""
@@ -76,7 +78,9 @@ def read(
     target = out or file.with_name(f"{file.stem}.{task.name.replace(':', '-')}.json")
     _check_out(target, again)
     opponent = None if against is None else _responses(task, data, against)
-    return Asked(task, data, file, _responses(task, data, file), chosen, judge, against, opponent, target)
+    return Asked(
+        task, data, file, _responses(task, data, file), chosen, judge, against, opponent, target, origin(place, task)
+    )
 
 
 def score(asked: Asked, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def score(asked: Asked, resamples: int = RESAMPLES) -> dict[str, Any]:
     sheet.notes += asked.counted()
     if sheet.unparsed:
         sheet.notes.append(f"{sheet.unparsed} judgements could not be read or were never given; they are counted")
-    scored = as_scored(sheet, asked.file.stem, **more)
+    scored = as_scored(sheet, asked.file.stem, asked.origin, **more)
     atomic_write(asked.out, json.dumps(scored, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     atomic_write(asked.out.with_suffix(".md"), markdown(scored))
     return scored

@@ -45,6 +45,14 @@ def local_copy(given: str, task: Task) -> Path:
         ) from None
 
 
+def origin(given: str, task: Task) -> str:
+    """Where `local_copy` has the data from, without a path of this machine."""
+    if not given.startswith(HUB):
+        return f"a local copy, in the form of {task.hub or task.data}"
+    name, _, revision = given.removeprefix(HUB).partition("@")
+    return f"hub dataset {name or task.hub} at {revision or task.revision}"
+
+
 def tables(task: Task, folder: Path) -> dict[str, list[Row]]:
     """Part -> checked rows, in the order of the files. DataError, in one line, for what the task does not allow."""
     return {source.part: list(_checked(source, _files(source, task, folder))) for source in task.files}

@@ -17,8 +17,8 @@ FIELDS = ("task", "model", "data", "figures", "samples", "counts")
 Scored = Mapping[str, Any]
 
 
-def as_scored(sheet: Sheet, model: str, **more: Any) -> dict[str, Any]:
-    """The sheet as a JSON value. model: what the responses are called."""
+def as_scored(sheet: Sheet, model: str, origin: str, **more: Any) -> dict[str, Any]:
+    """The sheet as a JSON value. model: what the responses are called; origin: where the data is from, in words."""
     return {
         "kind": KIND,
         "schema": SCHEMA,
@@ -26,7 +26,7 @@ def as_scored(sheet: Sheet, model: str, **more: Any) -> dict[str, Any]:
         "task": sheet.task.name,
         "title": sheet.task.title,
         "model": model,
-        "data": {"from": sheet.task.place, "content": sheet.data.content},
+        "data": {"from": origin, "content": sheet.data.content},
         **more,
         "interval": f"95 % percentile bootstrap, {sheet.resamples} resamples of instructions",
         "rule": " ".join(sheet.task.rule.split()),
@@ -81,7 +81,7 @@ def markdown(scored: Scored) -> str:
     ]
     lines += ["", f"Items {counts['items']}: " + ", ".join(f"{counts[key]} {key}" for key in _STATES) + ".", ""]
     lines += [f"- {cell(note)}" for note in scored["notes"]]
-    lines += ["## Protocol", ""]
+    lines += ["", "## Protocol", ""]
     protocols: dict[str, list[str]] = {}
     for one in scored["figures"]:
         protocols.setdefault(one["protocol"], []).append(f"{one['metric']} {one['part']}".strip())
