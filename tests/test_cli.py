@@ -243,7 +243,7 @@ main()
         ("voices", ["af_heart", "hibari"]),
         ("objectives", ["sft", "kd", "rba-single", "rba-group"]),
         ("scorers", ["similarity", "qa"]),
-        ("tasks", ["open", "qa", "chrf"]),
+        ("tasks", ["open", "qa", "chrf", "speech-ifeval", "covost2"]),
         ("models", ["smollm2-135m-instruct", "whisper-tiny.en", "Qwen2-Audio", "GLM-ASR", "Qwen2.5-Omni", "gemma3n"]),
     ],
 )

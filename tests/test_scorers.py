@@ -68,6 +68,27 @@ def test_qa_unscored_without_aliases():
     assert score("qa", ["Paris"]) == [None]
 
 
+@pytest.mark.parametrize(
+    ("answer", "alias", "ours", "ultraeval", "vocalbench"),
+    [
+        ("There are seven.", "7", True, False, True),
+        ("I love a party", "art", False, False, True),
+        ("Zurich", "Zürich", True, False, True),
+        ("Zu\u0308rich!", "zürich", True, True, True),  # composed and decomposed are one
+        ("It is U.S.A.", "U S A", True, True, True),  # marks become blanks
+        ("the colour", "color", True, False, True),
+        ("the beatles", "The Beatles", True, True, True),
+        ("Beatles", "The Beatles", True, False, False),  # only ours frees an alias of its article
+        ("(Paris)", "Paris", True, True, False),  # Whisper's normaliser drops what stands in brackets
+        ("new york city", "York", True, True, True),
+        ("", "Paris", False, False, False),
+    ],
+)
+def test_three_rules_for_one_answer(answer, alias, ours, ultraeval, vocalbench):
+    found = [score(name, [answer], aliases=[[alias]])[0] for name in ("qa", "qa-ultraeval", "qa-vocalbench")]
+    assert found == [float(one) for one in (ours, ultraeval, vocalbench)]
+
+
 def test_tokens_fold_spelling_and_numbers():
     assert tokens("The colour of twenty-one flags!") == ("the", "color", "of", "21", "flags")
     assert tokens("one") == ("1",)
@@ -104,6 +125,7 @@ def test_likelihood_is_the_mean_and_bounded():
 anything = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text(max_size=5), max_size=3), st.binary())
 BOUNDS = {
     "similarity": (-1, 1), "chrf": (0, 1), "bleu": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1),
+    "qa-ultraeval": (0, 1), "qa-vocalbench": (0, 1),
     "length": (0, 1), "repetition": (0, 1), "novelty": (0, 1), "language": (0, 1), "constraints": (0, 1),
 }  # fmt: skip
 
@@ -165,6 +187,8 @@ def test_a_weighted_sum_is_unscored_where_a_part_is():
         ("detectable_format:json_format", {}, "```JSON [1]```", "``` json {} ``` and more"),
         ("detectable_format:title", {}, "<<A song>> la la", "<< >> la"),
         ("detectable_format:title", {}, "<< >> and <<yes>>", "<<one\ntwo>>"),
+        ("detectable_format:title", {}, "<<< >> x >>", "<<>>>"),
+        ("detectable_format:json_format", {}, "[[[]]]", "[" * 5000),
         ("combination:repeat_prompt", {"prompt_to_repeat": " Say it. "}, '"Say it." Well', "Well, say it."),
         ("startend:end_checker", {"end_phrase": "Any more?"}, 'Yes. any more?"', "Any more? No."),
         ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n** b"),

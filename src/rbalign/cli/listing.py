@@ -77,9 +77,10 @@ def scorers() -> None:
 
 @app.command()
 def tasks() -> None:
-    """What `rba eval` asks, and the metrics of its table."""
+    """What `rba eval` asks, the metrics of its table, and the benchmarks of `rba score --task`."""
     from rbalign.cli.show import table
     from rbalign.eval.metrics import METRICS
+    from rbalign.eval.tasks.registry import tasks as benchmarks
 
     rows = [
         ["open", "held-out instructions of the dataset, answered at one fixed key for each item"],
@@ -90,4 +91,9 @@ def tasks() -> None:
         "metrics",
         ("name", "what", "held against", "may carry a claim"),
         [[m.name, m.label, m.reference, "yes" if m.headline else "no"] for m in METRICS.values()],
+    )
+    table(
+        "benchmarks: rba score --task NAME --data FOLDER FILE.jsonl",
+        ("name", "what", "scorers", "ids", "data"),
+        [[one.name, one.title, " ".join(one.scorers), one.ids, one.place] for one in benchmarks().values()],
     )

@@ -139,14 +139,19 @@ def inspect(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run with results, or an arm of it: RUN:ARM.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="A run with results, an arm RUN:ARM, or a file of `rba score --task`.")
+    ],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    everything: Annotated[bool, typer.Option("--all", help="Also single voices, gaps and parts.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also single voices, gaps and parts; all flips.")] = False,
 ) -> None:
-    """Two runs side by side: what differs in their recipes, and every number that both have."""
+    """Two runs or two scored files side by side: what differs, by instruction, and the samples that flipped."""
     from rbalign.cli.show import interval, is_plain, paired, table
     from rbalign.stages.compare import compare as compare_runs
 
+    if a.is_file() and b.is_file():
+        _compare_scored(a, b, None if everything else FLIPS)
+        return
     found = compare_runs(a, b)
     table("recipes", ("key", str(a), str(b)), [[key, str(old), str(new)] for key, old, new in found.settings])
     typer.echo(found.note)
@@ -165,3 +170,34 @@ def compare(
         ("arm", "task", "metric", "difference", "95 % interval", "up / down / same", "sign test p"),
         [paired(row) for row in found.paired if row["difference"] is not None],
     )
+
+
+FLIPS = 10
+"""Flipped samples that are shown without --all."""
+
+
+def _compare_scored(a: Path, b: Path, most: int | None) -> None:
+    from rbalign.cli.show import table
+    from rbalign.stages.compare import compare_files
+
+    found = compare_files(a, b)
+    for line in found.notes:
+        typer.echo(line)
+    table(
+        f"{found.task}, by instruction: second minus first",
+        ("metric", "part", "difference", "95 % interval", "p", "up / down / same", "sign test p", "effect", "n"),
+        found.lines,
+        right=("n",),
+    )
+    shown = found.flips[:most]
+    table(
+        f"samples that flipped: {len(shown)} of {len(found.flips)}, greatest change first",
+        ("id", "metric", "first", "second", "first's response", "second's response"),
+        [[f.id, f.metric, f"{f.before:g}", f"{f.after:g}", *map(_excerpt, f.responses)] for f in shown],
+    )
+
+
+def _excerpt(text: str | None) -> str:
+    """The start of a response in one line."""
+    line = "(none)" if text is None else " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."

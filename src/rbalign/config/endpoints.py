@@ -43,7 +43,20 @@ class EndpointConfig(Section):
     """Fields added to every request as they are: `{top_k = 0, min_p = 0.0}`, `{language = "English"}`."""
 
 
-class TeacherEndpoint(EndpointConfig):
+class ChatEndpoint(EndpointConfig):
+    """A text model behind a server: what it is called, paced and paid by."""
+
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the chat request calls its cap; some clouds know only the second."""
+    tpm: Positive | None = None
+    """Tokens a minute at most, prompts and completions together."""
+    price_in: Price = 0.0
+    """Of a million prompt tokens, in any currency."""
+    price_out: Price = 0.0
+    """Of a million completion tokens."""
+
+
+class TeacherEndpoint(ChatEndpoint):
     """A text teacher behind /v1/chat/completions and /v1/completions (vLLM, llama.cpp, SGLang, a cloud)."""
 
     template: str | None = None
@@ -56,16 +69,8 @@ class TeacherEndpoint(EndpointConfig):
     """Texts that end an instruction; with `template` the end tokens' own texts are there already."""
     score_by: Literal["echo", "prompt_logprobs"] = "echo"
     """How to ask for log-probs of given tokens: `echo` with `logprobs`, or vLLM's `prompt_logprobs`."""
-    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the chat request calls its cap; some clouds know only the second."""
     seed_field: Annotated[str, Field(min_length=1)] = "seed"
     """What requests call the seed: each sample has its own."""
-    tpm: Positive | None = None
-    """Tokens a minute at most, prompts and completions together."""
-    price_in: Price = 0.0
-    """Of a million prompt tokens, in any currency."""
-    price_out: Price = 0.0
-    """Of a million completion tokens."""
 
     @field_validator("can")
     @classmethod
@@ -78,6 +83,15 @@ class TeacherEndpoint(EndpointConfig):
         if "score" in can and template is None:
             raise ValueError("score needs template: it counts the tokens of an answer")
         return can
+
+
+class JudgeEndpoint(ChatEndpoint):
+    """An LLM that judges answers, behind /v1/chat/completions: the file that `rba score --judge` names."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Of a judgement, its reasons included."""
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | Literal["none"] = 0.0
+    """"none" sends none: some models refuse the field."""
 
 
 class VoiceEndpoint(EndpointConfig):

@@ -20,6 +20,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rbalign.config.endpoints import JudgeEndpoint
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.config.section import Section
 from rbalign.errors import UsageError, unknown
@@ -50,6 +51,25 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         return Recipe.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise _one_line(error, table, path, given) from None
+
+
+def load_judge(path: Path) -> JudgeEndpoint:
+    """The judge that a TOML file describes: `url`, `model` and the other keys of `JudgeEndpoint`.
+
+    Raises UsageError (one line) for anything that does not fit.
+    """
+    table = _read_toml(path)
+    try:
+        return JudgeEndpoint.model_validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        raise unknown(f"key in {path}", key, JudgeEndpoint.model_fields, "see docs/protocols.md")
+    if first["type"] == "missing":
+        raise UsageError(f"{path}: {key} is missing", f"add the line {key} = ... to it")
+    given = _shown([key], json.dumps(table[key], default=str))
+    raise UsageError(f"{path}: {key} = {given}; allowed: {_rule(first)}", "mend it there; see docs/protocols.md")
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -1,19 +1,23 @@
-"""Two arms, of one run or of two, instruction by instruction: from their score journals alone. No torch."""
+"""Two arms, or two scored files, instruction by instruction: from what is on the disk alone. No torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rbalign.errors import UsageError, unknown
 from rbalign.eval.metrics import METRICS
-from rbalign.eval.results import comparison_row
+from rbalign.eval.results import comparison_row, rounded
 from rbalign.eval.score import load_rows
 from rbalign.eval.stats import Bootstrap
 from rbalign.eval.table import Table
+from rbalign.eval.tasks.corpus import METRICS as METRICS_OF_A_CORPUS
+from rbalign.eval.tasks.corpus import CorpusMetric
 from rbalign.keys import Key
 
 SCORES = ".scores.jsonl"
@@ -86,3 +90,90 @@ def _one_task(left: ArmScores, right: ArmScores, task: str, resamples: int, seed
         if metric.higher_is_better is not None and name in ours.metrics() and name in others.metrics():
             found = comparison_row(boot.compare(ours.values(name), others.values(name)))
             yield {"task": task, "metric": name, **found}
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A sample that scores otherwise in the second file than in the first."""
+
+    id: str
+    metric: str
+    before: float
+    after: float
+    responses: tuple[str | None, str | None]
+
+
+def compare_scored(
+    left: Mapping[str, Any], right: Mapping[str, Any], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[list[dict[str, Any]], list[Flip]]:
+    """left - right of two scored files (`eval.tasks.scored`), over the instructions of one task; and what changed.
+
+    A row for each metric and part: as `compare_arms`, with `effect`. Rates are in percent; BLEU and chrF++ are of the
+    corpus, their wins are sentences'. Raises UsageError for other tasks or other data: the items would not be the same.
+    """
+    for name, key in (("task", left["task"]), ("content", left["data"]["content"])):
+        other = right["task"] if name == "task" else right["data"]["content"]
+        if key != other:
+            raise UsageError(f"the files are of two {name}s, {key} and {other}", "score both on the same task and data")
+    opponents = [scored.get("against", {}).get("predictions") for scored in (left, right)]
+    if opponents[0] != opponents[1] and any("win" in sample["scores"] for sample in left["samples"]):
+        raise UsageError("the files' win rates are against different answers", "score both --against the same file")
+    a, b = ({sample["id"]: sample for sample in scored["samples"]} for scored in (left, right))
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        raise UsageError("the files share no sample", "score both on the same task and data")
+    rows, flips = [], []
+    for metric in sorted({name for key in shared for name in a[key]["scores"]}):
+        known = [key for key in shared if None not in (_score(a, key, metric), _score(b, key, metric))]
+        for part in _parts(a[key]["part"] for key in known):
+            own = [key for key in known if part in ("", a[key]["part"])]
+            rows.append({"metric": metric, "part": part, **_difference(a, b, own, metric, resamples, seed)})
+        flips += [
+            Flip(key, metric, before, after, (b[key]["response"], a[key]["response"]))
+            for key in known
+            if (before := _score(b, key, metric)) != (after := _score(a, key, metric))
+            and before is not None
+            and after is not None
+        ]
+    return rows, sorted(flips, key=lambda flip: (-abs(flip.after - flip.before), flip.id, flip.metric))
+
+
+def _difference(
+    a: Mapping[str, Any], b: Mapping[str, Any], keys: Sequence[str], metric: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """One metric over one set of samples, an instruction's own ones together."""
+    units: dict[str, list[str]] = {}
+    for key in keys:
+        units.setdefault(a[key]["unit"], []).append(key)
+    boot = Bootstrap(len(units), resamples, Key(seed, "bootstrap").generator())
+    ours, theirs = (
+        np.array([np.mean([one[key]["scores"][metric] for key in own]) for own in units.values()]) for one in (a, b)
+    )
+    found = boot.compare(ours, theirs)
+    row = comparison_row(found)
+    statistics = [
+        np.array([np.sum([one[key]["statistics"][metric] for key in own], axis=0) for own in units.values()])
+        for one in (a, b)
+        if metric in METRICS_OF_A_CORPUS
+    ]
+    if statistics:
+        corpus = CorpusMetric(metric)
+        draws = corpus.draws(boot, statistics[0]) - corpus.draws(boot, statistics[1])
+        whole = boot.estimate(draws, len(units))
+        row |= {"difference": rounded(whole.value), "ci_low": rounded(whole.low), "ci_high": rounded(whole.high)}
+        return row | {"p": rounded(boot.p_value(draws))}
+    return row | {name: None if row[name] is None else rounded(100 * row[name]) for name in _SPAN}
+
+
+def _score(samples: Mapping[str, Any], key: str, metric: str) -> float | None:
+    value: float | None = samples[key]["scores"].get(metric)
+    return value
+
+
+def _parts(found: Iterable[str]) -> list[str]:
+    """All together, then each part where there are several."""
+    parts = sorted(set(found))
+    return ["", *parts] if len(parts) > 1 else [""]
+
+
+_SPAN = ("difference", "ci_low", "ci_high")

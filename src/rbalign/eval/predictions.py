@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,27 +67,46 @@ def read_predictions(path: Path, asked: Spoken, known: Mapping[str, Kind]) -> Pr
 
     DataError for a broken line, a repeated or an unknown id, or ids of both kinds.
     """
-    responses: dict[str, str | None] = {}
-    first: tuple[int, str] | None = None
-    for number, row in _rows(path):
-        name, response = _fields(path, number, row)
-        if name not in known:
-            raise DataError(f"{path} line {number}: unknown id {name!r}; {_allowed(asked)}", _nearest(name, known))
-        if name in responses:
-            raise DataError(f"{path} line {number}: id {name!r} stands there twice", "keep one response for each id")
-        first = first or (number, name)
-        if known[name] != known[first[1]]:
-            line, other = first
-            raise DataError(
-                f"{path} line {number}: {name!r} is {_a(known[name])}, {other!r} (line {line}) {_a(known[other])}",
-                "use ids of one kind in a file",
-            )
-        responses[name] = response
+    told = read_responses(path, known, _allowed(asked), "check the dataset, --split and --limit")
+    responses = {name: one.text for name, one in told.items()}
+    first = next(iter(told.items()), None)
     if first is None:
         raise DataError(f"{path} holds no prediction", FORMAT)
-    kind = known[first[1]]
+    kind = known[first[0]]
+    other = next(((name, one) for name, one in told.items() if known[name] != kind), None)
+    if other is not None:
+        (name, one), (start, begun) = other, first
+        raise DataError(
+            f"{path} line {one.line}: {name!r} is {_a(known[name])}, {start!r} (line {begun.line}) {_a(kind)}",
+            "use ids of one kind in a file",
+        )
     items = every_view(asked.examples, asked.views) if kind == "clip" else [_once(one) for one in asked.examples]
     return Predictions(kind, items, responses)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a file says about one id."""
+
+    line: int
+    text: str | None
+    """None where the model that was asked failed."""
+
+
+def read_responses(path: Path, known: Collection[str], allowed: str, cure: str) -> dict[str, Response]:
+    """Id -> response, in the order of the file. `allowed` and `cure` tell of an id that is not in `known`.
+
+    DataError for a broken line, an unknown or a repeated id.
+    """
+    found: dict[str, Response] = {}
+    for number, row in _rows(path):
+        name, text = _fields(path, number, row)
+        if name not in known:
+            raise DataError(f"{path} line {number}: unknown id {name!r}; {allowed}", _nearest(name, known) or cure)
+        if name in found:
+            raise DataError(f"{path} line {number}: id {name!r} stands there twice", "keep one response for each id")
+        found[name] = Response(number, text)
+    return found
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -128,9 +147,9 @@ def _allowed(asked: Spoken) -> str:
     )
 
 
-def _nearest(name: str, known: Mapping[str, Kind]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"did you mean {close[0]!r}?" if close else "check the dataset, --split and --limit"
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _a(kind: Kind) -> str:

@@ -299,6 +299,7 @@ def comparison_row(found: Comparison) -> dict[str, Any]:
         "losses": found.losses,
         "ties": found.ties,
         "sign_p": rounded(found.sign_p),
+        "effect": rounded(found.effect),
     }
 
 

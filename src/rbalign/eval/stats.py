@@ -7,12 +7,14 @@ instruction that has no score; it leaves the mean, never becomes zero, and calle
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 LEVEL = 0.95
+BLOCK = 2_000_000
+"""Draws that are in memory as 64-bit numbers at once: 16 MB for each of a few arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +45,39 @@ class Comparison:
     ties: int
     sign_p: float
     """Exact two-sided sign test over instructions, ties left out."""
+    effect: float = math.nan
+    """Mean of the differences over their standard deviation (Cohen's d of paired values); NaN where they are equal."""
 
 
 class Bootstrap:
     """Resamples of n instructions, drawn once and shared by every statistic, so that differences stay paired.
 
-    Memory: resamples x n float32, for 2,000 x 1,000 that is 8 MB.
+    Memory: resamples x n bytes, twice that from 256 instructions: for 10,000 x 10,000 200 MB. All else is done in
+    blocks of resamples; the draws do not depend on the size of a block.
     """
 
     def __init__(self, n: int, resamples: int, generator: np.random.Generator) -> None:
         self.n, self.resamples = n, resamples
-        picks = generator.integers(0, max(n, 1), size=(resamples, n)) + (np.arange(resamples) * n)[:, None]
-        self.counts = np.bincount(picks.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float32)
+        # How often an instruction is drawn: at most n times.
+        self.counts = np.zeros((resamples, n), dtype=np.uint8 if n < 256 else np.uint16)
+        for start, stop in self._blocks():
+            rows = stop - start
+            picks = generator.integers(0, max(n, 1), size=(rows, n)) + (np.arange(rows) * n)[:, None]
+            self.counts[start:stop] = np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n)
 
-    @cached_property
-    def _everyone(self) -> np.ndarray:
-        return np.ones((1, self.n), dtype=np.float32)
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of resamples that hold about BLOCK draws each."""
+        rows = max(1, BLOCK // max(self.n, 1))
+        return ((start, min(start + rows, self.resamples)) for start in range(0, self.resamples, rows))
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums of columns in each resample: (n,) or (n, m) -> (1 + B,) or (1 + B, m); entry 0 is the sample's own."""
+        values = np.asarray(values, dtype=np.float64)
+        out = np.empty((1 + self.resamples, *values.shape[1:]))
+        out[0] = values.sum(axis=0)
+        for start, stop in self._blocks():
+            out[1 + start : 1 + stop] = self.counts[start:stop].astype(np.float64) @ values
+        return out
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """Mean of each column in each resample: (n,) or (n, m) -> (1 + B,) or (1 + B, m); entry 0 is the sample's own.
@@ -67,10 +86,8 @@ class Bootstrap:
         """
         values = np.asarray(values, dtype=np.float64)
         scored = ~np.isnan(values)
-        filled = np.where(scored, values, 0.0)
-        weights = np.concatenate([self._everyone, self.counts])
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((weights @ filled) / (weights @ scored.astype(np.float64)))
+            return np.asarray(self.sums(np.where(scored, values, 0.0)) / self.sums(scored.astype(np.float64)))
 
     def estimate(self, draws: np.ndarray, n: int) -> Estimate:
         """Percentile interval of a statistic: draws (1 + B,), entry 0 its value on the sample itself."""
@@ -108,8 +125,9 @@ class Bootstrap:
         known = gaps[~np.isnan(gaps)]
         wins, losses = int((known > 0).sum()), int((known < 0).sum())
         difference = self.estimate(draws, len(known))
+        ties = len(known) - wins - losses
         return Comparison(
-            difference, self.p_value(draws), wins, losses, len(known) - wins - losses, sign_test(wins, losses)
+            difference, self.p_value(draws), wins, losses, ties, sign_test(wins, losses), effect_size(known)
         )
 
     def p_value(self, draws: np.ndarray) -> float:
@@ -134,10 +152,19 @@ class Bootstrap:
             return self.estimate(self.means((arm - base) * mask) / whole, int(known.sum()))
 
 
+def effect_size(differences: np.ndarray) -> float:
+    """Mean over standard deviation (n - 1); NaN where that is not defined."""
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()) / spread if spread > 0 else math.nan
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided binomial p-value of wins against losses at even odds; 1.0 without either."""
     trials = wins + losses
-    tail = sum(math.comb(trials, k) for k in range(min(wins, losses) + 1))
+    term = tail = 1
+    for k in range(min(wins, losses)):  # whole binomial coefficients, each from the one before it
+        term = term * (trials - k) // (k + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << trials))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rbalign.config.endpoints import EndpointConfig, TeacherEndpoint
+from rbalign.config.endpoints import ChatEndpoint, EndpointConfig
 from rbalign.errors import ServiceError, UsageError
 from rbalign.keys import Key
 from rbalign.remote.cache import Cache
@@ -66,7 +66,7 @@ class Client:
         self.name = f"{config.model} at {urlsplit(config.url).netloc}"
         self.counts = Counts(config)
         self._clock = clock or Clock()
-        self._pace = Pace(config.rpm, config.tpm if isinstance(config, TeacherEndpoint) else None, self._clock)
+        self._pace = Pace(config.rpm, config.tpm if isinstance(config, ChatEndpoint) else None, self._clock)
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self._cache = Cache(cache / CACHE_FILE) if cache is not None and config.cache else None
         self._stop = threading.Event()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbalign.config.endpoints import EndpointConfig, TeacherEndpoint, VoiceEndpoint
+from rbalign.config.endpoints import ChatEndpoint, EndpointConfig, VoiceEndpoint
 from rbalign.rundir.files import atomic_write
 
 MILLION = 1e6
@@ -38,8 +38,8 @@ class Counts:
     def __init__(self, prices: EndpointConfig) -> None:
         self._lock = threading.Lock()
         self._table = dict.fromkeys(self.FIELDS, 0)
-        self._price_in = prices.price_in if isinstance(prices, TeacherEndpoint) else 0.0
-        self._price_out = prices.price_out if isinstance(prices, TeacherEndpoint) else 0.0
+        self._price_in = prices.price_in if isinstance(prices, ChatEndpoint) else 0.0
+        self._price_out = prices.price_out if isinstance(prices, ChatEndpoint) else 0.0
         self._price_characters = prices.price_characters if isinstance(prices, VoiceEndpoint) else 0.0
 
     def hit(self) -> None:

@@ -16,7 +16,7 @@ from rbalign.errors import DataError, unknown
 from rbalign.scorers.base import as_text, column
 
 _FENCE = re.compile(r"\A```(?:json|Json|JSON)?")
-_TITLE = re.compile(r"<<([^\n]+?)>>")
+_TITLE = re.compile(r"<<[^\n]+>>")
 _BULLET = re.compile(r"^\s*(?:\*(?!\*)|-|•|\d)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?]+[\"”’')\]]*(?=\s|\Z)")
 
@@ -29,13 +29,13 @@ def _quoted(text: str) -> bool:
 def _json(text: str) -> bool:
     try:
         json.loads(_FENCE.sub("", text.strip()).removesuffix("```").strip())
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: thousands of open brackets
         return False
     return True
 
 
 def _title(text: str) -> bool:
-    return any(inside.strip().lstrip("<").rstrip(">").strip() for inside in _TITLE.findall(text))
+    return any(title.lstrip("<").rstrip(">").strip() for title in _TITLE.findall(text))
 
 
 def _repeats_prompt(text: str, prompt_to_repeat: str) -> bool:

@@ -15,6 +15,8 @@ CLASSES = {
     "bleu": ("overlap", "Bleu"),
     "teacher-likelihood": ("likelihood", "TeacherLikelihood"),
     "qa": ("qa", "QuestionAnswering"),
+    "qa-ultraeval": ("qa", "UltraEvalAnswering"),
+    "qa-vocalbench": ("qa", "VocalBenchAnswering"),
     "constraints": ("constraints", "Constraints"),
     "length": ("form", "Length"),
     "repetition": ("form", "Repetition"),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.errors import DataError, UsageError
-from rbalign.eval.paired import arms_of, compare_arms, named_arm
+from rbalign.eval.paired import Flip, arms_of, compare_arms, compare_scored, named_arm
+from rbalign.eval.tasks.scored import read_scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,53 @@ def compare(a: Path, b: Path) -> RunComparison:
     settings = sorted(_differences(_recipe(a), _recipe(b)))
     by_instruction = list(_paired(a, arm_a, b, arm_b)) if same else []
     return RunComparison([one for one in settings if one[0] != "name"], note, shared, by_instruction)
+
+
+@dataclass(frozen=True, slots=True)
+class FileComparison:
+    """What differs between two scored files of a task."""
+
+    task: str
+    notes: list[str]
+    """Where their protocols differ."""
+    rows: list[dict[str, Any]]
+    """b - a; see `eval.paired.compare_scored`."""
+    flips: list[Flip]
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """The rows as text."""
+        return [
+            [
+                row["metric"],
+                row["part"],
+                f"{row['difference']:+.2f}",
+                f"{row['ci_low']:+.2f} to {row['ci_high']:+.2f}",
+                f"{row['p']:.4f}",
+                f"{row['wins']} / {row['losses']} / {row['ties']}",
+                f"{row['sign_p']:.4f}",
+                "-" if row["effect"] is None else f"{row['effect']:+.2f}",
+                str(row["n"]),
+            ]
+            for row in self.rows
+        ]
+
+
+def compare_files(a: Path, b: Path) -> FileComparison:
+    """Compare two files that `rba score --task` wrote. Raises UsageError where their items are not the same."""
+    first, second = read_scored(a), read_scored(b)
+    rows, flips = compare_scored(second, first)
+    notes = [
+        f"the protocols differ: {field} of A is {_said(first, field)}, of B {_said(second, field)}"
+        for field in ("scorer", "judge", "against", "rbalign")
+        if _said(first, field) != _said(second, field)
+    ]
+    return FileComparison(first["task"], notes, rows, flips)
+
+
+def _said(scored: dict[str, Any], field: str) -> str:
+    found = scored.get(field)
+    return str(found.get("protocol") or found.get("name")) if isinstance(found, dict) else str(found or "none")
 
 
 def _run_and_arm(given: Path) -> tuple[Path, str | None]:

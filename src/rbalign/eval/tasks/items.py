@@ -1,0 +1,158 @@
+"""What a task asks: its items, built from checked tables or from a dataset folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbalign.data.dataset import Dataset
+from rbalign.errors import DataError
+from rbalign.eval.tasks.files import Row, content_hash, tables
+from rbalign.eval.tasks.registry import Task
+from rbalign.scorers.constraints import follows
+from rbalign.types import Example, View
+
+CLEAN, FLUENT = "clean", "fluent"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItem:
+    """One answer to score."""
+
+    id: str
+    unit: str
+    """The instruction that it belongs to: what is resampled."""
+    part: str = ""
+    request: str = ""
+    reference: str | None = None
+    aliases: tuple[str, ...] = ()
+    constraints: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    retracted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """All items of a task, and what they were read from."""
+
+    items: tuple[TaskItem, ...]
+    content: str
+    """Hash of the data."""
+    left_out: int = 0
+    """Items that the data cannot score: without a reference."""
+    passed_over: frozenset[str] = frozenset()
+    """Ids that the data knows and the task does not ask."""
+
+
+def load(task: Task, folder: Path, split: str = "test") -> TaskData:
+    """The items of a local copy. DataError, in one line, for data of another form."""
+    if task.kind == "conditions":
+        return _conditions(task, Dataset.open(folder), split)
+    given = tables(task, folder)
+    left_out = 0
+    if task.kind == "constraints":
+        items = [item for part, rows in given.items() for item in _constrained(part, rows)]
+    elif task.name.startswith("fleurs"):
+        items, left_out = _joined(given["source"], given["target"])
+    else:
+        items = [_ITEMS[task.kind](str(place), row) for place, row in enumerate(given[""])]
+    if not items:
+        raise DataError(f"{folder} holds no item of {task.name}", "copy the data again")
+    return TaskData(tuple(items), content_hash(task, folder), left_out)
+
+
+def columns(items: Sequence[TaskItem]) -> dict[str, list[Any]]:
+    """The columns that scorers read, a row for each item."""
+    return {
+        "reference": [item.reference for item in items],
+        "aliases": [list(item.aliases) for item in items],
+        "constraints": [list(item.constraints) for item in items],
+    }
+
+
+def _constrained(part: str, rows: Iterable[Row]) -> Iterable[TaskItem]:
+    """Items of Speech-IFEval. Every constraint is tried once, so that an unknown one stops before all."""
+    for place, row in enumerate(rows):
+        own: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+        name = f"{part}/{place}"
+        if part != "reasoning":
+            ids, arguments = row["instruction_id_list"], row["kwargs"]
+            if isinstance(ids, str) or not ids or len(ids) != len(arguments):
+                raise DataError(f"item {name} has {len(arguments)} kwargs for {ids!r}", "copy the data again")
+            own = tuple(zip(ids, arguments, strict=True))
+            for constraint, given in own:
+                follows("x", constraint, given)
+        yield TaskItem(name, name, part, row["instruction"], constraints=own)
+
+
+def _asked(name: str, row: Row) -> TaskItem:
+    """An item of a win rate: Alpaca's instruction with its input, or VoiceBench's prompt."""
+    request = row["prompt"] if "prompt" in row else "\n".join(filter(None, (row["instruction"], row.get("input"))))
+    return TaskItem(name, name, request=request, reference=row.get("output"))
+
+
+def _question(name: str, row: Row) -> TaskItem:
+    found = next(row[column] for column in ("answers", "answer", "Answer") if column in row)
+    aliases = (found,) if isinstance(found, str) else tuple(found)
+    return TaskItem(name, name, request=row.get("question") or row.get("Questions") or "", aliases=aliases)
+
+
+def _translated(name: str, row: Row) -> TaskItem:
+    return TaskItem(name, name, request=row["sentence"], reference=row["translation"])
+
+
+_ITEMS = {"preference": _asked, "answers": _question, "translation": _translated}
+
+
+def _joined(source: Iterable[Row], target: Iterable[Row]) -> tuple[list[TaskItem], int]:
+    """Recordings of the source language with the target's sentence of the same id, and how many have none."""
+    meant: dict[int, str] = {row["id"]: row["raw_transcription"] for row in target}
+    seen: Counter[int] = Counter()
+    items, left_out = [], 0
+    for row in source:
+        sentence, number = row["id"], seen[row["id"]]
+        seen[sentence] += 1
+        if sentence not in meant:
+            left_out += 1
+            continue
+        name = f"{sentence}/{number}"
+        items.append(TaskItem(name, str(sentence), request=row["raw_transcription"], reference=meant[sentence]))
+    return items, left_out
+
+
+def _conditions(task: Task, dataset: Dataset, split: str) -> TaskData:
+    """Clips of a dataset folder by what was done to them; the part is `fluent` or `clean` for those left alone."""
+    examples = {example.id: example for example in dataset.examples(split)}
+    items, passed = [], set()
+    for view in dataset.iter_views(split):
+        part = _condition(task, view)
+        if part is None:
+            passed.add(view.id)
+        else:
+            items.append(_clip(examples[view.example_id], view, part))
+    plain = FLUENT if task.name == "disfluency" else CLEAN
+    if len({item.part for item in items} | {plain}) < 2:
+        raise DataError(
+            f"no clip of the {split} split of {dataset.folder} is other than {plain}",
+            "make views with deliveries or channels: docs/views.md",
+        )
+    return TaskData(tuple(items), dataset.content_hash, passed_over=frozenset(passed))
+
+
+def _condition(task: Task, view: View) -> str | None:
+    """`stutter+filler`, `noise:babble+telephone`; amounts drop out. None for a clip that also has the other change."""
+    if task.name == "disfluency":
+        return view.spec.delivery if view.spec.channel == CLEAN else None
+    if view.spec.delivery != FLUENT:
+        return None
+    return "+".join(re.sub(r"[:@]-?\d.*$", "", step) for step in view.spec.channel.split("+"))
+
+
+def _clip(example: Example, view: View, part: str) -> TaskItem:
+    aliases = tuple(example.labels.get("aliases") or ())
+    return TaskItem(
+        view.id, example.id, part, example.instruction, example.reference, aliases, retracted=view.retracted
+    )
