@@ -12,6 +12,18 @@ from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling, TeacherConfig
 from rbalign.errors import UsageError
 
+TOPICS = {
+    "information seeking": "facts and explanations",
+    "advice": "what to do about a problem, a choice or a person",
+    "creative writing": "a story, a poem, a letter or another text to be written",
+    "planning": "a schedule, a trip, an event, steps towards a goal",
+    "reasoning": "puzzles, numbers, logic, cause and effect",
+    "brainstorming": "many ideas, names or suggestions",
+    "role play": "the assistant acts as somebody",
+    "others": "anything else, such as greetings, translating and rewriting",
+}
+"""The paper's topics, and what each means."""
+
 Kind = Literal["instructions", "qa", "s2tt"]
 
 GENERAL_SYSTEM = "You are a helpful assistant. Answer in one or two short spoken sentences."

@@ -8,7 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rbalign.config.endpoints import VoiceEndpoint
-from rbalign.config.kinds import Kind, LabelsConfig, QaConfig, S2ttConfig, default_answer, default_answer_system
+from rbalign.config.kinds import (
+    TOPICS,
+    Kind,
+    LabelsConfig,
+    QaConfig,
+    S2ttConfig,
+    default_answer,
+    default_answer_system,
+)
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
@@ -190,6 +198,16 @@ class SynthConfig(Section):
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
     """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @property
+    def recordings(self) -> str | None:
+        """The folder of recordings that the examples are made of; None where voices say them."""
+        return self.s2tt.source if self.kind == "s2tt" else None
+
+    def size(self, split: str) -> int:
+        """Examples that the teacher writes, or that come ready, for "train", "validation" or "test"."""
+        by_topic = len(TOPICS) * self.labels.test_per_topic if self.labels and split == "test" else 0
+        return by_topic or {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     @field_validator("domains")
     @classmethod

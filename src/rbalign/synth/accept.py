@@ -24,7 +24,8 @@ TEXTS_PER_CAUSE = 3
 
 def quotas(config: SynthConfig) -> list[tuple[Split, int]]:
     """How many examples each split still needs from the teacher, in the order in which they are filled."""
-    test = 0 if config.test_views else config.test
+    elsewhere = config.test_views or (config.labels and config.labels.test_per_topic)
+    test = 0 if elsewhere else config.test
     return [(Split.TEST, test), (Split.VALIDATION, config.validation), (Split.TRAIN, config.train)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rbalign.config.synth import FilterConfig, SynthConfig
 from rbalign.synth.qa import pair_cause, question_cause
-from rbalign.synth.translate import translation_cause
+from rbalign.synth.translate import transcript_cause, translation_cause
 from rbalign.text.language import speaks
 from rbalign.text.refusals import is_boilerplate, refuses
 from rbalign.text.speakable import speakability
@@ -60,7 +60,9 @@ def answer_cause(text: str, stop: StopReason, config: FilterConfig) -> str | Non
 
 
 def instruction_cause(text: str, stop: StopReason, config: SynthConfig) -> str | None:
-    """Why what the teacher wrote is worth no answer: `drop_cause`, and what the recipe's kind asks for."""
+    """Why a text is worth no answer: `drop_cause`, and what the recipe's kind asks for."""
+    if config.recordings is not None:
+        return transcript_cause(text, config.filters.language)
     return drop_cause(text, stop, config.filters) or (question_cause(text) if config.kind == "qa" else None)
 
 

@@ -19,3 +19,10 @@ def translation_cause(text: str, translation: str, config: S2ttConfig) -> str | 
     if not low <= len(translation.encode()) / len(text.encode()) <= high:
         return "length ratio"
     return None if speaks(translation, config.target) else "translation in another language"
+
+
+def transcript_cause(text: str, language: str) -> str | None:
+    """Why a recording's transcript cannot be translated. It was said aloud, so nobody asks whether it can be."""
+    if not any(letter.isalpha() for letter in text):
+        return "transcript empty"
+    return None if speaks(text, language) else "other language"

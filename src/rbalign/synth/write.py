@@ -44,29 +44,34 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
         for key, w, domain in zip(keys, written, domains, strict=True)
     ]
     wanted = [i for i, w in enumerate(written) if config.answers and _worth_an_answer(w, config)]
-    answers = teacher.answer(
-        [written[i].text for i in wanted],
-        [keys[i].at(stage="answer") for i in wanted],
-        _params(teacher, config.answer),
-        config.answer_system,
-    )
-    for i, answer in zip(wanted, answers, strict=True):
-        drafts[i] |= {"answer": answer.text, "answer_stop": str(answer.stop)}
+    answer_texts(teacher, config, seed, [drafts[i] for i in wanted])
     if config.kind == "qa" and config.qa.aliases:
-        _write_aliases(teacher, config, [(keys[i], drafts[i]) for i in wanted])
+        _write_aliases(teacher, config, seed, [drafts[i] for i in wanted])
     return drafts
 
 
-def _write_aliases(teacher: Any, config: SynthConfig, answered: Sequence[tuple[Key, Draft]]) -> None:
+def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[Draft]) -> None:
+    """Put the teacher's answer, under the recipe's system prompt, into each draft."""
+    answers = teacher.answer(
+        [draft["text"] for draft in drafts],
+        [Key(seed, "answer", example=draft["id"]) for draft in drafts],
+        _params(teacher, config.answer),
+        config.answer_system,
+    )
+    for draft, answer in zip(drafts, answers, strict=True):
+        draft |= {"answer": answer.text, "answer_stop": str(answer.stop)}
+
+
+def _write_aliases(teacher: Any, config: SynthConfig, seed: int, answered: Sequence[Draft]) -> None:
     """Put other ways to say an answer into the drafts whose answers may stay."""
-    kept = [(key, draft) for key, draft in answered if answered_cause(draft, config) is None]
+    kept = [draft for draft in answered if answered_cause(draft, config) is None]
     written = teacher.answer(
-        [alias_request(draft["text"], draft["answer"]) for _, draft in kept],
-        [key.at(stage="aliases") for key, _ in kept],
+        [alias_request(draft["text"], draft["answer"]) for draft in kept],
+        [Key(seed, "aliases", example=draft["id"]) for draft in kept],
         teacher.params(0.0, 1.0, ALIAS_TOKENS),
         ALIAS_SYSTEM,
     )
-    for (_, draft), aliases in zip(kept, written, strict=True):
+    for draft, aliases in zip(kept, written, strict=True):
         draft |= {"aliases": aliases.text, "aliases_stop": str(aliases.stop)}
 
 
