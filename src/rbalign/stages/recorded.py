@@ -15,6 +15,7 @@ from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import note, progress
 from rbalign.stages.endpoints import Servers
 from rbalign.synth.accept import Acceptance, quotas
+from rbalign.synth.filters import instruction_cause
 from rbalign.synth.recordings import Recordings, Said
 from rbalign.synth.write import Draft, answer_texts
 from rbalign.types import StopReason
@@ -62,21 +63,21 @@ class Translation:
         return made
 
     def _fill(self, acceptance: Acceptance, pool: Sequence[Said], source: Recordings) -> None:
+        if acceptance.is_full():
+            return
         with progress(min(acceptance.wanted, len(pool)), "translate", unit="accepted") as advance:
             for batch in _batches(pool, self._config.batch_size):
-                if acceptance.is_full():
-                    return
                 problems = {said.id: source.problem(said) for said in batch}
                 drafts = self._drafts([said for said in batch if problems[said.id] is None])
                 for said in batch:
-                    if acceptance.is_full():
-                        return
                     before = len(acceptance.examples)
                     if problem := problems[said.id]:
                         acceptance.drop(said.text, problem)
                     else:
                         acceptance.add(drafts[said.id])
                     advance(len(acceptance.examples) - before)
+                    if acceptance.is_full():
+                        return
 
     def _drafts(self, batch: Sequence[Said]) -> dict[str, Draft]:
         """Drafts by id; what no earlier start has translated is translated now."""
@@ -85,7 +86,8 @@ class Translation:
             self._servers.try_teacher()
             teacher = self._open(self._recipe.teacher)
             rows = [{"id": said.id, "text": said.text, "stop": str(StopReason.END)} for said in todo]
-            answer_texts(teacher, self._config, self._recipe.seed, rows)
+            worth = [row for row in rows if instruction_cause(row["text"], StopReason.END, self._config) is None]
+            answer_texts(teacher, self._config, self._recipe.seed, worth)
             self._journal.append(rows)
             self._servers.save()
             self._known.update((row["id"], row) for row in rows)
