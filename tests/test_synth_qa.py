@@ -63,6 +63,7 @@ def test_questions_of_fact(question, cause):
         ("...", "answer empty"),
         ("France", "answer in the question"),
         ("the capital", "answer in the question"),
+        ("The capital is France.", "answer in the question"),
         ("7", None),
     ],
 )
@@ -84,6 +85,10 @@ def test_aliases_are_cleaned_and_the_answer_comes_first():
         "One",
         "a single one",
     ]
+    said = accepted_answers(
+        "Which oil is healthy?", 'The answer is: "Olive Oil"', "\"olives' oil\".\nIt's olive\nolive oil", CONFIG
+    )
+    assert said == ["Olive Oil", "olives' oil", "olive"]
     many = "\n".join(f"name {letter}x" for letter in "abcdefghijklm")
     assert len(accepted_answers(question, "Someone", many, CONFIG)) == 1 + MOST_ALIASES
 

@@ -46,7 +46,7 @@ class Translation:
         seen = list(leakage)
         wanted = dict(quotas(self._config))
         for splits, pool in source.pools():
-            sizes = {split: wanted[split] if split in splits else 0 for split in wanted}
+            sizes: dict[str, Any] = {split: wanted[split] if split in splits else 0 for split in wanted}
             acceptance = Acceptance(self._config.model_copy(update=sizes), seen)
             self._fill(acceptance, pool, source)
             seen.append(Signatures.build(example.instruction for example in acceptance.examples))

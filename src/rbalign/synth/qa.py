@@ -27,6 +27,8 @@ MOST_ALIASES = 6
 ALIAS_TOKENS = 64
 
 _BULLET = re.compile(r"^\s*(?:[-*•]+|\(?\d{1,2}[.)])\s*")
+_LEAD = re.compile(r"^(?:the (?:correct |right )?answer is|it is|it(?:'|’)s|that is)\b[:\s]+", re.IGNORECASE)
+_SMALL = frozenset({"a", "an", "the", "is", "are", "was", "were", "of", "in", "it", "its", "that", "s"})
 _NOTHING = frozenset({("none",), ("n", "a"), ("yes",), ("no",), ("1",), ()})
 """Tokens of what says nothing. ("1",) is how a lone "one" folds: as an alias it would be in every second answer."""
 
@@ -47,7 +49,8 @@ def pair_cause(question: str, answer: str, config: QaConfig) -> str | None:
         return "answer too long"
     if said[0] in ("yes", "no"):
         return "yes or no"
-    return "answer in the question" if matches(question, [answer]) else None
+    told = set(said) - _SMALL <= set(tokens(question))  # "Isaiah's name is Isaiah" tells no more than its question
+    return "answer in the question" if told or matches(question, [answer]) else None
 
 
 def alias_request(question: str, answer: str) -> str:
@@ -60,7 +63,8 @@ def accepted_answers(question: str, answer: str, written: str, config: QaConfig)
 
     What stands in the question is left out: it would make an echo right.
     """
-    found: dict[tuple[str, ...], str] = {tokens(answer): _plain(answer)}
+    first = _plain(answer) or answer
+    found: dict[tuple[str, ...], str] = {tokens(first): first}
     for line in _lines(written):
         said = tokens(line)
         fits = said not in _NOTHING and len(line.split()) <= config.max_answer_words
@@ -74,4 +78,6 @@ def _lines(written: str) -> Sequence[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).strip(' ."“”')
+    """Without full stop, quotation marks around the whole, and "The answer is"."""
+    line = _LEAD.sub("", " ".join(text.split())).strip(" .")
+    return line[1:-1].strip(" .") if len(line) > 2 and line[0] in '"“' and line[-1] in '"”' else line

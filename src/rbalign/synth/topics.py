@@ -58,6 +58,8 @@ class TopicSplit:
         self._places, self._budget = _sizes(config)
         only_test = {"test": self._places * len(TOPICS), "validation": 0, "train": 0, "labels": None}
         self.acceptance = Acceptance(config.model_copy(update=only_test), leakage)
+        self._found: Counter[str] = Counter()
+        """Examples by topic."""
         self._written: Counter[str] = Counter()
         """Candidates used of each stream."""
 
@@ -71,14 +73,14 @@ class TopicSplit:
 
     def missing(self, topic: str) -> int:
         """Places of a topic that are still free."""
-        return self._places - sum(example.labels["topic"] == topic for example in self.acceptance.examples)
+        return self._places - self._found[topic]
 
     def table(self) -> dict[str, dict[str, int]]:
         """For the manifest, topic by topic: places, how many are filled, candidates written under its own prompt."""
         return {
             topic: {
                 "wanted": self._places,
-                "found": self._places - self.missing(topic),
+                "found": self._found[topic],
                 "own_candidates": self._written[slug(topic)],
             }
             for topic in TOPICS
@@ -121,16 +123,19 @@ class TopicSplit:
                     return
 
     def _judge(self, draft: Draft, labels: Labels, topics: Sequence[str]) -> None:
-        cause: str | None = draft_cause(draft, self.acceptance.config)
-        if cause is None:
-            topic = labels.get("topic")
-            cause = "without topic" if topic is None else "other topic" if topic not in topics else None
-            if topic in topics and not self.missing(topic):
-                cause = "topic is full"
-        if cause is None:
-            self.acceptance.add(draft, labels)
-        else:
+        cause, topic = draft_cause(draft, self._config), labels.get("topic")
+        if cause is None and topic is None:
+            cause = "without topic"
+        elif cause is None and topic not in topics:
+            cause = "other topic"
+        elif cause is None and topic is not None and not self.missing(topic):
+            cause = "topic is full"
+        if cause is not None:
             self.acceptance.drop(draft["text"], cause)
+            return
+        before = len(self.acceptance.examples)
+        self.acceptance.add(draft, labels)
+        self._found[str(topic)] += len(self.acceptance.examples) - before
 
 
 def _sizes(config: SynthConfig) -> tuple[int, int]:
