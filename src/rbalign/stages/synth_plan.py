@@ -33,7 +33,7 @@ SECONDS_PER_HEARD = 1.5
 """CPU seconds of Whisper base for a clip: it pads each to 30 s."""
 SECONDS_PER_RECORDING = 0.05
 """To decode, resample and write a recording of some seconds as FLAC."""
-SECONDS_PER_LABEL = 1.0
+SECONDS_PER_LABEL = 0.3
 """SmolLM2-135M on one core: topic and difficulty, 13 options in two passes."""
 BYTES_PER_CLIP = 65_000
 

@@ -1,7 +1,9 @@
 """Topic and difficulty of instructions, by a tagger that is a teacher: the paper's eight topics and five levels.
 
 A local tagger scores every option by its log-probability as the answer, less what the option gets for a request
-without content (Zhao et al. 2021): a small model otherwise gives every request the label that it likes best. A tagger
+without content (Zhao et al. 2021): a small model otherwise gives every request the label that it likes best. Of 27
+requests sorted by hand, over all eight topics, SmolLM2-135M so gets 11 topics right, and 7 without that; the wording
+was chosen among six on these. Name a larger tagger where labels matter. A tagger
 behind a server is asked once and its reply parsed; what cannot be parsed stays unlabelled. A label is a function of
 the text alone, whatever stands beside it in a batch.
 """
@@ -68,7 +70,8 @@ class ScoringTagger:
         return found
 
     def _scores(self, kind: str, texts: Sequence[str]) -> list[list[float]]:
-        scores: list[list[float]] = self._teacher.option_loglikelihoods(texts, OPTIONS[kind], SYSTEMS[kind])
+        asked = [f"Request: {text}\n{kind.title()}:" for text in texts]
+        scores: list[list[float]] = self._teacher.option_loglikelihoods(asked, OPTIONS[kind], SYSTEMS[kind])
         return scores
 
     def _liked(self, kind: str) -> list[float]:
