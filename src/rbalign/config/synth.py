@@ -69,7 +69,7 @@ class FilterConfig(Section):
     max_leakage: Fraction = 0.7
     """The same against texts that the connector was trained on and against `leakage_files`."""
     leakage_files: tuple[str, ...] = ()
-    """Text files, one sentence a line: evaluation sets that no instruction may resemble."""
+    """Evaluation sets that no instruction may resemble: text files with a sentence a line, or .jsonl (every string)."""
     language: str = "en"
     """What the instructions must be written in, as py3langid names it."""
     mathematics: bool = False

@@ -41,6 +41,7 @@ from rbalign.stages.synth_plan import plan_of
 from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import TEXTS_PER_CAUSE, Acceptance
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
+from rbalign.synth.leakage import leakage_texts
 from rbalign.synth.readback import ReadBack, other_voices
 from rbalign.synth.recordings import Recordings, source_hash
 from rbalign.synth.speak import planned, speak_shard
@@ -171,12 +172,7 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
     """What new texts must not resemble: files of evaluation texts, what the connector was trained on, and for a new
     connector the held-out set that ships."""
     config = _config(recipe)
-    found = []
-    for name in config.filters.leakage_files:
-        try:
-            found.append(Signatures.build(Path(name).read_text(encoding="utf-8").splitlines()))
-        except OSError as error:
-            raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
+    found = [Signatures.build(leakage_texts(Path(name))) for name in config.filters.leakage_files]
     from rbalign.speechlm.connector import connector_folder
 
     known = recipe.connect.start if recipe.connect else recipe.align.connector if recipe.align else "default"

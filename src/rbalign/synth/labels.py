@@ -3,9 +3,10 @@
 A local tagger scores every option by its log-probability as the answer, less what the option gets for a request
 without content (Zhao et al. 2021): a small model otherwise gives every request the label that it likes best. Of 27
 requests sorted by hand, over all eight topics, SmolLM2-135M so gets 11 topics right, and 7 without that; the wording
-was chosen among six on these. Name a larger tagger where labels matter. A tagger
-behind a server is asked once and its reply parsed; what cannot be parsed stays unlabelled. A label is a function of
-the text alone, whatever stands beside it in a batch.
+was chosen among six on these. Name a larger tagger where labels matter.
+
+A tagger behind a server is asked once and its reply parsed; what cannot be parsed stays unlabelled. A label is a
+function of the text alone, whatever stands beside it in a batch.
 """
 
 from __future__ import annotations
