@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from rbalign.rundir.run import RunDir
 from rbalign.scorers import build
 from rbalign.scorers.base import example_columns
 from rbalign.scorers.qa import matches, tokens
+from rbalign.stages import eval as evaluation
 from rbalign.stages import synth as stage
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.qa import (
@@ -32,7 +34,7 @@ from rbalign.synth.qa import (
 )
 from rbalign.synth.write import write_drafts
 from rbalign.teacher.base import Written
-from rbalign.types import StopReason
+from rbalign.types import Example, StopReason
 
 CONFIG = QaConfig()
 
@@ -232,6 +234,15 @@ def test_the_dataset_obeys_the_contract_and_can_be_scored(tmp_path, quiz, capsys
     text = dataset_card(dataset_named(str(tmp_path / "a/quiz")))
     assert "13 questions in 13 clips" in text
     assert "other ways to say them" in text
+
+
+def test_eval_tells_right_from_wrong_where_there_are_accepted_answers(monkeypatch):
+    monkeypatch.setattr(evaluation, "_embedder", lambda name, notes: None)
+    plain = Example("a", "test", "Hm?", "hm", "Yes.", "Yes.")
+    scorers, _ = evaluation.text_scorers([], [plain])
+    assert set(scorers) == {"chrf"}
+    scorers, _ = evaluation.text_scorers([], [plain, replace(plain, labels={"aliases": ["7"]})])
+    assert scorers["qa"]([None], ["Seven of them."], [None], aliases=[["7"]]) == [1.0]
 
 
 def test_recipes_for_questions_have_their_own_defaults(tmp_path):
