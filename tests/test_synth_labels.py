@@ -374,3 +374,17 @@ def test_counts_are_in_the_order_of_the_options():
     rows = [{"topic": "others"}, {"topic": "advice", "difficulty": "hard"}]
     assert label_counts(rows) == {"topic": {"advice": 1, "others": 1}, "difficulty": {"hard": 1, "unlabelled": 1}}
     assert Recipe(name="x", synth=SynthConfig(labels=LabelsConfig())).synth.labels.tagger is None
+
+
+def test_the_label_decides_not_the_prompt():
+    config = SynthConfig(answers=False, labels=LabelsConfig(test_per_topic=1, budget=5))
+
+    def open_drafts(stream, with_config, seed):
+        return iter([{"id": f"{n:06d}", "text": f"How can {stream} number {n} be?", "stop": "end"} for n in range(5)])
+
+    split = TopicSplit(config, 3, [])
+    split.fill(
+        open_drafts, lambda pairs: [{"topic": "others"} for _ in pairs] if "natural" not in pairs[0][0] else [{}] * 5
+    )
+    assert {example.id for example in split.acceptance.examples} == {"others-000000"}
+    assert split.acceptance.causes == {"other topic": 7 * 5, "without topic": 5}

@@ -259,3 +259,13 @@ def test_recipes_for_questions_have_their_own_defaults(tmp_path):
         with pytest.raises((UsageError, ValueError), match="without answers"):
             SynthConfig(kind="qa", **more)
     assert np.isclose(sum(domain.weight for domain in load_recipe("qa").synth.domains), 8.0)
+
+
+def test_a_question_gets_no_second_answer_but_another_word_makes_another_question():
+    acceptance = Acceptance(SynthConfig(kind="qa", train=9, validation=0, test=0))
+    asked = [("Who wrote Emma?", "Jane Austen"), ("who wrote emma?", "Charles Dickens of Portsmouth")]
+    asked += [("Who wrote Dracula?", "Bram Stoker")]
+    for number, (question, answer) in enumerate(asked):
+        acceptance.add({"id": f"{number}", "text": question, "stop": "end", "answer": answer, "answer_stop": "end"})
+    assert [example.answer for example in acceptance.examples] == ["Jane Austen", "Bram Stoker"]
+    assert acceptance.causes == {"near-duplicate": 1}
