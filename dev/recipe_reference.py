@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rbalign.config import endpoints, recipe, sections, synth
+from rbalign.config import endpoints, kinds, recipe, sections, synth
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.config.section import Section
 
@@ -29,7 +29,7 @@ A table that is given keeps the defaults of the keys that it leaves out.
 def field_docs() -> dict[tuple[str, str], str]:
     """(class, field) -> the docstring under the field."""
     docs = {}
-    for module in (endpoints, sections, synth, recipe):
+    for module in (endpoints, kinds, sections, synth, recipe):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef):
                 for field, below in zip(node.body, node.body[1:], strict=False):

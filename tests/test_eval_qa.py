@@ -99,4 +99,4 @@ def test_the_real_list_is_long_enough_and_repaired():
     known = {question for question, _ in qa._trivia(None)}
     repairs = tomllib.loads(resources.files("rbalign.eval").joinpath("questions.toml").read_text())
     assert set(repairs["drop"]) | set(repairs["aliases"]) <= known
-    assert not [e for e in found if qa._YES_NO.match(e.instruction)]
+    assert not [e for e in found if qa.asks_yes_or_no(e.instruction)]

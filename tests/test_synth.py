@@ -20,6 +20,7 @@ from rbalign.stages import synth as stage
 from rbalign.stages.inspect import look_at
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.filters import drop_cause, sentences
+from rbalign.synth.leakage import leakage_texts
 from rbalign.synth.speak import plan_views
 from rbalign.synth.write import write_drafts
 from rbalign.teacher.base import Written
@@ -132,6 +133,39 @@ def test_leaked_texts_are_refused():
         acceptance.add(draft)
     assert acceptance.causes["leakage"] >= 10
     assert not {e.instruction for e in free[:10]} & {e.instruction for e in acceptance.examples}
+
+
+def test_files_of_evaluation_texts_are_lines_or_every_string_of_json_rows(tmp_path):
+    plain, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("One question?\n\nAnother question?\n")
+    rows.write_text(
+        json.dumps({"id": 3, "question": "Who?", "messages": [{"role": "user", "content": "Tell\u2028me."}]}) + "\n\n"
+    )
+    assert leakage_texts(plain) == ["One question?", "Another question?"]
+    assert leakage_texts(rows) == ["Who?", "user", "Tell\u2028me."]
+    rows.write_text('{"a": "b"}\nbroken\n')
+    with pytest.raises(UsageError, match="line 2 is no JSON"):
+        leakage_texts(rows)
+    plain.write_bytes(b"\xff\xfe\xfa")
+    for path, match in ((plain, "no UTF-8"), (tmp_path / "none.txt", "No such file")):
+        with pytest.raises(UsageError, match=match):
+            leakage_texts(path)
+
+
+def test_texts_of_a_jsonl_file_are_kept_out_of_a_run(tmp_path, fakes):
+    with RunDir.open(tmp_path / "free", RECIPE) as run:
+        stage.run(RECIPE, run)
+        free = Dataset.open(run.path("data"))
+    held_out = {example.instruction for example in free.examples("train")}
+    path = tmp_path / "eval.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in sorted(held_out)))
+    filters = FilterConfig(leakage_files=(str(path),))
+    recipe = RECIPE.model_copy(update={"synth": RECIPE.synth.model_copy(update={"filters": filters})})
+    with RunDir.open(tmp_path / "kept", recipe) as run:
+        stage.run(recipe, run)
+        data = Dataset.open(run.path("data"))
+    assert not held_out & {example.instruction for example in data.examples()}
+    assert data.manifest["dropped"]["leakage"] >= len(held_out)
 
 
 def test_domains_are_mixed_by_weight_and_label_their_examples():

@@ -132,6 +132,9 @@ def inspect(
     if found.splits:
         columns = ("split", "instructions", "views", "hours", "distinct voices")
         table(f"dataset, {size(found.bytes)}", columns, found.splits, right=columns[1:])
+    if found.labels:
+        columns = ("label", "value", "how many", "share", "paper")
+        table("labels beside the paper's shares", columns, found.labels, right=columns[2:])
     if found.drops:
         table("dropped", ("cause", "how many", "for example"), found.drops, right=("how many",))
     if found.examples:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rbalign.config.endpoints import VoiceEndpoint
+from rbalign.config.kinds import (
+    TOPICS,
+    Kind,
+    LabelsConfig,
+    QaConfig,
+    S2ttConfig,
+    default_answer,
+    default_answer_system,
+)
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
@@ -59,7 +69,7 @@ class FilterConfig(Section):
     max_leakage: Fraction = 0.7
     """The same against texts that the connector was trained on and against `leakage_files`."""
     leakage_files: tuple[str, ...] = ()
-    """Text files, one sentence a line: evaluation sets that no instruction may resemble."""
+    """Evaluation sets that no instruction may resemble: text files with a sentence a line, or .jsonl (every string)."""
     language: str = "en"
     """What the instructions must be written in, as py3langid names it."""
     mathematics: bool = False
@@ -117,14 +127,31 @@ class ReadBackConfig(Section):
     """Asset name of the ASR."""
 
 
+def _default_filters(table: Mapping[str, Any]) -> FilterConfig:
+    """Questions may have three words: "Who wrote Hamlet?"."""
+    return FilterConfig(min_words=3) if table.get("kind") == "qa" else FilterConfig()
+
+
+def _default_views(table: Mapping[str, Any]) -> tuple[ViewPlan, ...]:
+    """Four voices for an instruction, as in the paper, and one for a question or a sentence."""
+    return (ViewPlan() if table.get("kind", "instructions") == "instructions" else ViewPlan(per_example=1),)
+
+
 class SynthConfig(Section):
     """`rba synth`: the teacher writes instructions and answers, voices speak them."""
 
     younger: ClassVar[tuple[str, ...]] = (
         "noise_folder", "endpoint_voices", "vocabulary_pieces", "vocabulary_of", "vocabulary_share", "domains",
-        "read_back",
+        "read_back", "kind", "labels", "qa", "s2tt",
     )  # fmt: skip
 
+    kind: Kind = "instructions"
+    """What is written: requests with answers, short questions with short answers, or texts with translations. "qa" and
+    "s2tt" answer greedily, under system prompts of their own, and by default one voice says each example."""
+    qa: QaConfig = QaConfig()
+    """For kind = "qa"."""
+    s2tt: S2ttConfig = S2ttConfig()
+    """For kind = "s2tt"."""
     train: Annotated[int, Field(ge=0)] = 64
     """Accepted instructions for training."""
     validation: Annotated[int, Field(ge=0)] = 16
@@ -149,15 +176,17 @@ class SynthConfig(Section):
     """Words that the lexicon lists; plurals, -s, -ed and -ing forms of one token that it derives; or both."""
     vocabulary_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
     """Share of a practice sentence's words that are replaced."""
-    answer_system: str = "You are a helpful assistant. Answer in one or two short spoken sentences."
+    answer_system: str = Field(default_factory=default_answer_system)
     """The system prompt under which the teacher answers."""
-    answer: Sampling = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)
+    answer: Sampling = Field(default_factory=default_answer)
     """How it answers; an answer that does not end within max_new_tokens is dropped."""
-    filters: FilterConfig = FilterConfig()
+    filters: FilterConfig = Field(default_factory=_default_filters)
     """Which instructions are kept."""
+    labels: LabelsConfig | None = None
+    """Topic and difficulty of each instruction, and a test split by topic."""
     noise_folder: str | None = None
     """Audio files of yours, in this folder and below, for the channel noise:folder."""
-    views: tuple[ViewPlan, ...] = (ViewPlan(),)
+    views: tuple[ViewPlan, ...] = Field(default_factory=_default_views)
     """Who speaks them."""
     read_back: ReadBackConfig = ReadBackConfig()
     """Whether they were understood."""
@@ -169,6 +198,16 @@ class SynthConfig(Section):
     """Speaking processes; 0 takes one a core."""
     test_views: str | None = None
     """Ready test examples and views: "shipped" (300 x 4 voices), or a finished dataset's folder; None makes them."""
+
+    @property
+    def recordings(self) -> str | None:
+        """The folder of recordings that the examples are made of; None where voices say them."""
+        return self.s2tt.source if self.kind == "s2tt" else None
+
+    def size(self, split: str) -> int:
+        """Examples that the teacher writes, or that come ready, for "train", "validation" or "test"."""
+        by_topic = len(TOPICS) * self.labels.test_per_topic if self.labels and split == "test" else 0
+        return by_topic or {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     @field_validator("domains")
     @classmethod
@@ -198,3 +237,23 @@ class SynthConfig(Section):
         if language != "en" and any(set(rule.deliveries) != {"fluent"} for rule in views):
             raise UsageError(f"disfluencies are English, the instructions {language!r}", "leave deliveries out")
         return views
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind != "instructions" and (self.sentences or not self.answers):
+            raise UsageError(f"kind {self.kind!r} is nothing without answers", "leave answers and sentences out")
+        if self.kind != "instructions" and self.labels is not None:
+            raise UsageError(f"labels are for instructions, and kind is {self.kind!r}", "leave [synth.labels] out")
+        if self.kind == "s2tt" and self.s2tt.target == self.filters.language:
+            raise UsageError(
+                f"s2tt from {self.filters.language!r} to {self.s2tt.target!r} is no translation",
+                "set [synth.s2tt] target, or [synth.filters] language for what is said",
+            )
+        if self.kind == "s2tt" and self.s2tt.source and (self.vocabulary or self.test_views):
+            raise UsageError("s2tt from recordings makes no vocabulary and takes no test_views", "leave them out")
+        if self.labels and self.labels.test_per_topic and (self.test_views or self.sentences):
+            raise UsageError(
+                "test_per_topic makes the test split itself, of whole instructions",
+                "leave test_views and sentences out",
+            )
+        return self

@@ -5,7 +5,6 @@ IFBench's prompts, the other text asset, carry constraints and no answers: they 
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -15,6 +14,7 @@ from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.rundir.files import stable_hash
 from rbalign.scorers.qa import tokens
+from rbalign.text.questions import asks_yes_or_no
 from rbalign.types import Example, Split, View, ViewSpec
 
 HUMAN, OWN = "chatterbot-corpus", "rbalign"
@@ -23,9 +23,6 @@ VIEWS_PER_QUESTION = 2
 MAX_WORDS = 30
 
 _QUOTES = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"'})
-_YES_NO = re.compile(
-    r"^(is|are|was|were|do|does|did|can|could|will|would|should|has|have|had|may|might|am)\b", re.IGNORECASE
-)
 
 
 def all_questions(corpus: Path | None = None) -> list[Example]:
@@ -93,7 +90,7 @@ def _askable(question: str, answer: str) -> bool:
     """A question, speakable, with a short answer that is not yes or no."""
     from rbalign.text.speakable import speakability
 
-    if not question.endswith("?") or _YES_NO.match(question) or len(question.split()) > MAX_WORDS:
+    if not question.endswith("?") or asks_yes_or_no(question) or len(question.split()) > MAX_WORDS:
         return False
     said = tokens(answer)
     return 0 < len(said) <= 6 and said[0] not in ("yes", "no") and not speakability(question)

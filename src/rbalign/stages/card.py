@@ -16,9 +16,11 @@ from rbalign.data.dataset import Dataset
 from rbalign.data.export import data_files
 from rbalign.data.shards import RATE
 from rbalign.rundir.files import stable_hash
-from rbalign.stages.inspect import unspoken
+from rbalign.stages.inspect import label_rows, topic_lines, unspoken
 from rbalign.stages.licences import UNKNOWN, Part, cell, hub_licences, last_name, licence_table, part, voice_parts
 from rbalign.stages.named import NamedDataset
+from rbalign.synth.labels import PAPER
+from rbalign.synth.recordings import voice_name
 
 CARD = """# {name}
 
@@ -50,12 +52,20 @@ Another speed, channel or delivery of a voice is the same voice.
 {labels}
 ## Known limits
 
-- The speech is synthetic: clean, read aloud, without the hesitations, noise and rooms of people, except where `channel`
-  or `delivery` says otherwise. Numbers measured on it do not carry over to recordings of people unchecked.
+- {speech_limit}
 - One teacher wrote everything. Its mistakes, tastes and gaps are in the answers; nobody has checked them.
 - {language_limit}
 """
 
+SYNTHETIC_LIMIT = (
+    "The speech is synthetic: clean, read aloud, without the hesitations, noise and rooms of people, except where "
+    "`channel`\n  or `delivery` says otherwise. Numbers measured on it do not carry over to recordings of people "
+    "unchecked."
+)
+RECORDED_LIMIT = (
+    "The speech is recordings of people, brought along with their transcripts: their licence and consent are the "
+    "source's.\n  Who speaks is not known: one person may speak in several splits, unless the source keeps them apart."
+)
 FILES = {
     None: (
         "`views/SPLIT-NNNNN.parquet` holds the clips (`audio`: FLAC or Ogg bytes, {rate} Hz, mono) with `voice`, "
@@ -67,6 +77,12 @@ FILES = {
     "verl": "verl's RLHFDataset: `SPLIT.parquet`, the clips beside it.",
 }
 TEACHER = "text teacher"
+KINDS = {
+    "instructions": ("instructions", "wrote the instructions and the answers"),
+    "qa": ("questions", "wrote the questions, the answers and other ways to say them"),
+    "s2tt": ("sentences", "wrote the sentences and translated them"),
+}
+"""Of a manifest: what an example is, and what the teacher did."""
 MOST_VALUES = 12
 """Of a label, that the card shows; the rest is summed."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -77,8 +93,8 @@ def dataset_card(named: NamedDataset, form: str | None = None) -> str:
     manifest, recipe = named.dataset.manifest, named.recipe
     parts = [part(TEACHER, manifest["teacher"])] if "teacher" in manifest else []
     parts += voice_parts(manifest)
-    language = recipe.synth.filters.language if recipe and recipe.synth else "en"
-    front = yaml.safe_dump(_front(named, parts, language, form), sort_keys=False, allow_unicode=True)
+    languages = manifest.get("languages") or [recipe.synth.filters.language if recipe and recipe.synth else "en"]
+    front = yaml.safe_dump(_front(named, parts, languages, form), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n" + CARD.format(
         name=cell(named.name),
         summary=_summary(manifest, parts),
@@ -88,12 +104,13 @@ def dataset_card(named: NamedDataset, form: str | None = None) -> str:
         differ=_differ(parts),
         reproduce=_reproduce(named),
         filters=_filters(named),
-        labels=_labels(named.dataset),
-        language_limit="English only." if language == "en" else f"One language only: {cell(language)}.",
+        labels=_by_tagger(manifest) + _labels(named.dataset),
+        speech_limit=RECORDED_LIMIT if _is_recorded(manifest) else SYNTHETIC_LIMIT,
+        language_limit=_language_limit(languages),
     )
 
 
-def _front(named: NamedDataset, parts: Sequence[Part], language: str, form: str | None) -> dict[str, Any]:
+def _front(named: NamedDataset, parts: Sequence[Part], languages: list[str], form: str | None) -> dict[str, Any]:
     """The YAML that dataset hubs read."""
     splits = named.dataset.manifest["splits"]
     clips = sum(table["views"] for table in splits.values())
@@ -104,7 +121,7 @@ def _front(named: NamedDataset, parts: Sequence[Part], language: str, form: str 
     return {
         "pretty_name": named.name,
         **licence,
-        "language": [language],
+        "language": languages,
         "task_categories": ["audio-text-to-text", "automatic-speech-recognition"],
         "size_categories": [next((name for most, name in SIZES if clips < most), "n>1M")],
         "tags": ["speech", "synthetic", "instruction-following", "rbalign"],
@@ -123,11 +140,25 @@ def _summary(manifest: Mapping[str, Any], parts: Sequence[Part]) -> str:
     hours = sum(table["seconds"] for table in splits) / 3600
     voices = len({voice for table in splits for voice in table["voices"]})
     wrote = next((cell(each.name) for each in parts if each.role == TEACHER), None)
-    text = f"{texts:,} instructions in {clips:,} clips ({hours:.2f} h, {voices} distinct voices), made with rba: "
-    text += f"{wrote} wrote the instructions and the answers. " if wrote else "the manifest names no teacher. "
+    what, work = KINDS.get(manifest.get("kind", ""), KINDS["instructions"])
+    if _is_recorded(manifest):
+        work = "translated the transcripts"
+    text = f"{texts:,} {what} in {clips:,} clips ({hours:.2f} h, {voices} distinct voices), made with rba: "
+    text += f"{wrote} {work}. " if wrote else "the manifest names no teacher. "
     if wrote and all(each.licence != UNKNOWN for each in parts):
         text += "Synthesised voices speak them; no human wrote, spoke or labelled any of it."
     return f"{text.rstrip()}\n\nContent hash: `{manifest['content_hash']}`"
+
+
+def _is_recorded(manifest: Mapping[str, Any]) -> bool:
+    voices = {voice for table in manifest["splits"].values() for voice in table["voices"]}
+    return any(voice_name(split) in voices for split in manifest["splits"])
+
+
+def _language_limit(languages: Sequence[str]) -> str:
+    if len(languages) > 1:
+        return f"One direction only: {cell(languages[0])} is said, {cell(languages[1])} is written."
+    return "English only." if languages == ["en"] else f"One language only: {cell(languages[0])}."
 
 
 def _splits(splits: Mapping[str, Any]) -> str:
@@ -241,13 +272,26 @@ def _filters(named: NamedDataset) -> str:
     return text
 
 
+def _by_tagger(manifest: Mapping[str, Any]) -> str:
+    """Topic and difficulty beside the paper's shares; "" if nobody labelled."""
+    rows = label_rows(manifest)
+    if not rows:
+        return ""
+    lines = [f"{line[0].upper()}{line[1:]}." for line in topic_lines(manifest)]
+    text = f"{cell(manifest['labels']['tagger'])} labelled the instructions; nobody has checked that. The paper is RBA."
+    table = _table(["label", "value", "instructions", "share", "share in the paper"], rows)
+    return "\n## Topics and difficulty\n\n" + "\n\n".join([text, *lines, table]) + "\n"
+
+
 def _labels(dataset: Dataset) -> str:
-    """How the examples' labels are distributed; "" if they have none. Lists and tables are only counted."""
+    """How the examples' other labels are distributed; "" if they have none. Lists and tables are only counted."""
     values: dict[str, Counter[str]] = {}
-    total = 0
+    total, by_tagger = 0, "labels" in dataset.manifest
     for example in dataset.iter_examples():
         total += 1
         for key, value in example.labels.items():
+            if key in PAPER and by_tagger:
+                continue
             word = "(several values)" if isinstance(value, list | dict) else str(value)
             values.setdefault(key, Counter())[word if len(word) <= 60 else word[:59] + "…"] += 1
     rows: list[list[str]] = []

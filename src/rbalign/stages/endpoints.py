@@ -9,6 +9,8 @@ from typing import Any, Self
 from rbalign.assets import home, model_folder
 from rbalign.config.endpoints import VoiceEndpoint
 from rbalign.config.recipe import Recipe
+from rbalign.config.sections import TeacherConfig
+from rbalign.config.synth import SynthConfig
 from rbalign.remote.counts import Counts, Ledger, in_words
 from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.rundir.progress import note
@@ -27,8 +29,9 @@ class Servers:
         """`folder` gets remote.json: requests, tokens and cost of all starts. Nothing is asked yet."""
         config = recipe.synth
         endpoints = config.endpoint_voices if config else ()
-        self._config = recipe.teacher
-        self._needs = frozenset({"continue", "chat"} if config and config.answers else {"continue"})
+        self._config, self._tagger = recipe.teacher, tagger_config(recipe)
+        self._needs = _teacher_needs(config)
+        self._tried: list[tuple[TeacherConfig, frozenset[str]]] = []
         self.speakers: Mapping[str, EndpointSpeaker] = endpoint_speakers(endpoints, home())
         counts: dict[str, Counts] = {}
         for speaker in self._voices():
@@ -36,6 +39,9 @@ class Servers:
         if recipe.teacher.endpoint is not None:
             teacher = open_teacher(recipe.teacher)
             counts[f"teacher {teacher.name}"] = teacher.counts
+        if self._tagger.endpoint is not None and self._tagger != recipe.teacher:
+            tagger = open_teacher(self._tagger)
+            counts[f"tagger {tagger.name}"] = tagger.counts
         self._ledger = Ledger(folder / LEDGER, counts)
 
     def __enter__(self) -> Self:
@@ -45,6 +51,7 @@ class Servers:
         for speaker in self._voices():
             speaker.client.close()
         close_teacher(self._config)
+        close_teacher(self._tagger)
         self.save()
 
     def try_voices(self) -> None:
@@ -54,12 +61,11 @@ class Servers:
 
     def try_teacher(self) -> None:
         """One small request for each capability that the recipe declares; refused if one is not there, or lacks."""
-        from rbalign.teacher.base import require
+        self._try(self._config, self._needs)
 
-        if self._config.endpoint is not None:
-            teacher = open_teacher(self._config)
-            require(teacher, self._needs, "synth")
-            teacher.probe()
+    def try_tagger(self) -> None:
+        """The same for the server that labels instructions, if one does."""
+        self._try(self._tagger, frozenset({"chat"}))
 
     def save(self) -> None:
         """Put the counts on the disk."""
@@ -70,8 +76,29 @@ class Servers:
         for name, totals in self._ledger.totals().items():
             note(f"{name}: {in_words(totals)}")
 
+    def _try(self, config: TeacherConfig, needs: frozenset[str]) -> None:
+        from rbalign.teacher.base import require
+
+        if config.endpoint is not None and (config, needs) not in self._tried:
+            teacher = open_teacher(config)
+            require(teacher, needs, "synth")
+            teacher.probe()
+            self._tried.append((config, needs))
+
     def _voices(self) -> list[EndpointSpeaker]:
         return list({id(speaker): speaker for speaker in self.speakers.values()}.values())
+
+
+def tagger_config(recipe: Recipe) -> TeacherConfig:
+    """Who labels the instructions of a recipe: [synth.labels] tagger, or the teacher."""
+    labels = recipe.synth.labels if recipe.synth else None
+    return labels.tagger if labels and labels.tagger else recipe.teacher
+
+
+def _teacher_needs(config: SynthConfig | None) -> frozenset[str]:
+    if config is not None and config.recordings is not None:
+        return frozenset({"chat"})
+    return frozenset({"continue", "chat"} if config and config.answers else {"continue"})
 
 
 def endpoint_inputs(recipe: Recipe) -> dict[str, str]:

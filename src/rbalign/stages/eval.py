@@ -154,7 +154,7 @@ class Evaluation:
                 )
 
     def _open_scorers(self) -> dict[str, Scorer]:
-        scorers, self._embedders = text_scorers(self.notes)
+        scorers, self._embedders = text_scorers(self.notes, self.instructions.examples)
         return {**scorers, "teacher-likelihood": build_scorer("teacher-likelihood")}
 
     def _teacher_logprobs(self, instructions: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float] | None]:
@@ -224,10 +224,13 @@ class Evaluation:
         return self.run.path("eval", work.folder, f"{work.task}{kind}.jsonl")
 
 
-def text_scorers(notes: list[str]) -> tuple[dict[str, Scorer], dict[str, Embedder]]:
-    """What needs an answer's text and nothing else: chrF, and a cosine by each embedder that can be had."""
+def text_scorers(notes: list[str], examples: Sequence[Example]) -> tuple[dict[str, Scorer], dict[str, Embedder]]:
+    """What needs an answer's text and nothing else: chrF, a cosine by each embedder that can be had, and right or wrong
+    where examples have accepted answers (kind = "qa")."""
     embedders = {name: made for name in metrics.EMBEDDERS.values() if (made := _embedder(name, notes))}
     scorers = {"chrf": build_scorer("chrf", against="reference")}
+    if any(example.labels.get("aliases") for example in examples):
+        scorers["qa"] = build_scorer("qa")
     for metric, name in metrics.EMBEDDERS.items():
         if name in embedders:
             scorers[metric] = build_scorer("similarity", against="reference", embedder=embedders[name])

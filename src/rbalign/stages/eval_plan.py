@@ -60,7 +60,7 @@ def plan_of(recipe: Recipe, config: EvalConfig, run: RunDir) -> Plan:
 def _planned(recipe: Recipe, config: EvalConfig) -> Iterator[Work]:
     """Every journal that the evaluation will fill, with stand-ins for its instructions and questions."""
     synth = recipe.synth
-    wanted = getattr(synth, config.split) if synth else 0
+    wanted = synth.size(config.split) if synth else 0
     each = sum(rule.per_example for rule in synth.views) if synth else 4
     instructions = _stand_ins(min(wanted, config.limit or wanted), each)
     questions = _stand_ins(config.qa, qa.VIEWS_PER_QUESTION)

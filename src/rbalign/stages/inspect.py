@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.journal import read_rows
+from rbalign.synth.labels import PAPER
 
 VIEWS_PER_CAUSE = 3
 
@@ -27,6 +29,8 @@ class Inspection:
     """Name, instructions, views, hours, distinct voices (other speeds of a voice are the same voice)."""
     bytes: int = 0
     """Disk space of the dataset."""
+    labels: list[list[str]] = field(default_factory=list)
+    """Label, value, how many, share, and the paper's share."""
     drops: list[list[str]] = field(default_factory=list)
     """Cause, how many, texts that fell to it."""
     examples: list[list[str]] = field(default_factory=list)
@@ -66,16 +70,42 @@ def _run(place: Path, found: Inspection) -> None:
 
 def _dataset(dataset: Dataset, rows: int, found: Inspection) -> None:
     manifest = dataset.manifest
-    for key in ("teacher", "seed", "content_hash"):
+    for key in ("kind", "teacher", "seed", "content_hash"):
         if key in manifest:
             found.lines.append(f"{key.replace('_', ' ')}: {manifest[key]}")
+    if "labels" in manifest:
+        found.lines.append(f"labelled by {manifest['labels']['tagger']}")
     for split, summary in manifest["splits"].items():
         counts = [f"{summary['examples']:,}", f"{summary['views']:,}", f"{summary['seconds'] / 3600:.2f}"]
         found.splits.append([split, *counts, str(summary["distinct_voices"])])
         found.lines.append(f"{split} voices: {', '.join(summary['voices']) or 'none'}")
+    found.lines += topic_lines(manifest)
+    found.labels = label_rows(manifest)
     found.bytes = sum((dataset.folder / name).stat().st_size for name in manifest["files"])
     for example in islice(dataset.iter_examples(), rows):
         found.examples.append([example.id, str(example.split), example.instruction, example.answer or ""])
+
+
+def label_rows(manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Label, value, how many, share and the paper's share, of every topic and difficulty; [] without labels."""
+    rows = []
+    for kind, paper in PAPER.items():
+        counts = manifest.get("labels", {}).get(kind, {})
+        total = sum(counts.values())
+        for value in [*paper, *(value for value in counts if value not in paper)] if total else []:
+            count = counts.get(value, 0)
+            beside = f"{paper[value]:.1f} %" if value in paper else ""
+            rows.append([kind, value, f"{count:,}", f"{100 * count / total:.1f} %", beside])
+    return rows
+
+
+def topic_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """A line on the test split by topic, if there is one."""
+    table = manifest.get("topics")
+    if not table:
+        return []
+    parts = [f"{topic} {row['found']} of {row['wanted']}" for topic, row in table.items()]
+    return [f"test split by topic: {', '.join(parts)}"]
 
 
 def _drops(folder: Path, dataset: Dataset | None, found: Inspection) -> None:

@@ -109,7 +109,7 @@ def score_predictions(outside: Outside, runs: Path = Path("runs"), again: bool =
             answers, scores = (run.path("eval", name, f"{TASK}{kind}.jsonl") for kind in ("", ".scores"))
             collect(in_turn(outside.predictions), outside.predictions.items, answers, {}, batch_size=1000, label="read")
             notes = outside.counted()
-            scorers, _ = text_scorers(notes)
+            scorers, _ = text_scorers(notes, outside.asked.examples)
             scorers.pop("similarity-answer", None)  # y_ref is what others were trained on, and judges nobody
             score(
                 answers,

@@ -2,6 +2,7 @@
 
 data/drafts.jsonl        what became of every candidate, by index (append-only)
 data/references.jsonl    an independent teacher sample for each held-out example
+data/labels.jsonl        topic and difficulty by id, if the recipe labels; data/topics/*: a test split's candidates
 data/unspoken.jsonl      views that no voice could make, and why
 data/heard.jsonl         what an independent ASR heard, if the recipe reads back
 data/remote.json         requests, tokens and cost of servers, if the recipe names any
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,79 +32,36 @@ from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
-from rbalign.stages.base import Plan, PlanRow
+from rbalign.stages.base import Plan
 from rbalign.stages.endpoints import Servers, endpoint_inputs
+from rbalign.stages.labelling import filled, label_summary, labelling
 from rbalign.stages.policy import heard_by
+from rbalign.stages.recorded import Translation, open_recordings
+from rbalign.stages.synth_plan import plan_of
 from rbalign.stages.voices import bank_of
-from rbalign.synth.accept import Acceptance, quotas
+from rbalign.synth.accept import TEXTS_PER_CAUSE, Acceptance
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
+from rbalign.synth.leakage import leakage_texts
 from rbalign.synth.readback import ReadBack, other_voices
-from rbalign.synth.speak import plan_views, planned, speak_shard
-from rbalign.synth.vocabulary import SOURCE, practice_examples, practice_words
+from rbalign.synth.recordings import Recordings, source_hash
+from rbalign.synth.speak import planned, speak_shard
+from rbalign.synth.topics import TopicSplit
+from rbalign.synth.vocabulary import practice_examples, practice_words
 from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
-from rbalign.voices.bank import ENDPOINT, VoiceBank
+from rbalign.voices.bank import VoiceBank
 from rbalign.voices.phonemes import pronounced_words
 from rbalign.voices.pool import SpeakFailure
 
-TOKENS_PER_SECOND = 140.0
-"""SmolLM2-135M on one core in float32; every worker has one."""
-TOKENS_PER_CANDIDATE = 33.0
-SHARE_SPEAKABLE = 0.65
-"""Of candidates: complete within 48 tokens and past the filters. These and the next were counted on 1,500 drafts."""
-SHARE_COMPLETE = {12: 0.02, 16: 0.04, 24: 0.11, 32: 0.18, 40: 0.24, 48: 0.29, 64: 0.37}
-"""Of answers: those that end within so many tokens."""
-SENTENCES_PER_CANDIDATE = 2.7
-SECONDS_PER_CLIP = {"kokoro": 3.3, "hibari": 0.05}
-"""CPU seconds of one core for a clip of about four seconds, while the other core works, too."""
-SECONDS_PER_REQUEST = 2.0
-"""Of a server, for a text or a clip: a guess, nobody can measure them all. `concurrency` of them run at once."""
-SECONDS_PER_HEARD = 1.5
-"""CPU seconds of Whisper base for a clip: it pads each to 30 s."""
-BYTES_PER_CLIP = 65_000
+Make = Callable[[Sequence[View], str], Iterator[tuple[View, SpeakFailure | None]]]
+"""(views of a shard, its split) -> each with its clip, or with the reason why it has none."""
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
     """What is still to write and to speak. Estimates for two cores and the embedded teacher."""
-    config = _config(recipe)
-    wanted = sum(size for _, size in quotas(config))
-    bank = bank_of(config)
-    views: Counter[str] = Counter()
-    made: list[tuple[Split, int, dict[str, Any]]] = [(split, size, {}) for split, size in quotas(config)]
-    for split, size, labels in [*made, (Split.TRAIN, config.vocabulary, {"source": SOURCE})]:
-        probe = [Example(f"plan-{i}", split, "", "", labels=labels) for i in range(min(size, 200))]
-        for example in probe:
-            for view in plan_views(example, config.views, bank, recipe.seed):
-                views[bank.voice(view.spec.voice).engine] += size / len(probe)  # type: ignore[assignment]
-    rows = [PlanRow("write and answer instructions", wanted, wanted * _seconds_per_accepted(config, recipe))]
-    for engine, number in sorted(views.items()):
-        clips, seconds = round(number), _seconds_per_clip(engine, config)
-        rows.append(PlanRow(f"speak views with {engine}", clips, clips * seconds, clips * BYTES_PER_CLIP))
-    if config.read_back.share:
-        heard = round(config.read_back.share * sum(views.values()))
-        rows.append(PlanRow("hear clips back", heard, heard * SECONDS_PER_HEARD / _workers(config)))
-    return Plan(tuple(rows))
-
-
-def _seconds_per_clip(engine: str, config: SynthConfig) -> float:
-    """Wall seconds, with all workers at it."""
-    if engine == ENDPOINT:
-        return SECONDS_PER_REQUEST / sum(endpoint.concurrency for endpoint in config.endpoint_voices)
-    return SECONDS_PER_CLIP[engine] / _workers(config)
-
-
-def _seconds_per_accepted(config: SynthConfig, recipe: Recipe) -> float:
-    """Wall seconds, from what the embedded teacher was seen to do on one core, with all workers at it."""
-    if recipe.teacher.endpoint is not None:
-        requests = (1.0 + SHARE_SPEAKABLE * config.answers) / SHARE_SPEAKABLE
-        return requests * SECONDS_PER_REQUEST / recipe.teacher.endpoint.concurrency
-    cap = config.answer.max_new_tokens
-    answered = SHARE_SPEAKABLE * 0.8 * cap if config.answers else 0.0
-    complete = max((share for tokens, share in SHARE_COMPLETE.items() if tokens <= cap), default=0.01)
-    accepted = SENTENCES_PER_CANDIDATE if config.sentences else SHARE_SPEAKABLE * (complete if config.answers else 1.0)
-    return (TOKENS_PER_CANDIDATE + answered) / TOKENS_PER_SECOND / accepted / _workers(config)
+    return plan_of(recipe, _config(recipe))
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
@@ -113,35 +72,90 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
         bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
     noises = noise_files(Path(config.noise_folder)) if config.noise_folder else []
+    source = open_recordings(config, recipe.seed)
     seen = _leakage(recipe)
     ready, clips = _held_out(config, recipe, seen)
     with Servers(recipe, folder) as servers:
         servers.try_voices()
-        acceptance = _write(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers)
-        practice = _practice(config, recipe, acceptance.examples)
-        written = _with_references(acceptance.examples, config, recipe, folder, servers)
-        writer = DatasetWriter(
-            folder,
-            {
-                "teacher": recipe.teacher.author,
-                "recipe": stable_hash(config.model_dump(mode="json"))[:16],
-                "seed": recipe.seed,
-                "candidates": acceptance.seen,
-                "dropped": dict(acceptance.causes.most_common()),
-                "dropped_texts": acceptance.dropped,
-            },
-        )
+        made = _texts(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers, source)
+        practice = _practice(config, recipe, made.examples)
+        written = _with_references(made.examples, config, recipe, folder, servers)
+        writer = DatasetWriter(folder, _origin(config, recipe, made))
         writer.add_examples([*ready, *written, *practice])
         if clips and 0 not in writer.committed(Split.TEST):
             writer.commit_views(Split.TEST, 0, as_flac(clips))
-        views = planned([*acceptance.examples, *practice], config, bank, recipe.seed)
-        spoken = {example.id: example.spoken for example in [*acceptance.examples, *practice]}
-        with _reading_back(config, recipe, folder, views, bank) as read_back:
-            unspoken = _speak(views, spoken, config, folder, writer, servers, noises, read_back)
-            more = {"read_back": read_back.summary()} if read_back else {}
+        spoken = {example.id: example.spoken for example in [*written, *practice]}
+        if source is not None:
+            views = source.views(written)
+            unspoken = _speak(views, lambda shard, split: source.clips(shard, spoken), folder, writer, servers)
+            more: dict[str, Any] = {}
+        else:
+            views = planned([*written, *practice], config, bank, recipe.seed)
+            with _reading_back(config, recipe, folder, views, bank) as read_back:
+                speak = _by_voices(views, spoken, config, servers, noises, read_back)
+                unspoken = _speak(views, speak, folder, writer, servers)
+                more = {"read_back": read_back.summary()} if read_back else {}
         manifest = writer.finish(**more)
         servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The examples that were accepted, who judged them, and what the manifest says of their labels."""
+
+    examples: list[Example]
+    judged: list[Acceptance]
+    told: dict[str, Any]
+
+
+def _texts(
+    config: SynthConfig,
+    recipe: Recipe,
+    folder: Path,
+    leakage: list[Signatures],
+    servers: Servers,
+    source: Recordings | None,
+) -> _Texts:
+    """Examples with answers and labels: of recordings, or of what the teacher writes; test split by topic first."""
+    if source is not None:
+        with Journal(folder / "drafts.jsonl") as journal:
+            judged = Translation(recipe, config, journal, servers, open_teacher).accept(source, leakage)
+        return _Texts([example for part in judged for example in part.examples], judged, {})
+    with labelling(recipe, folder, servers, open_teacher) as label:
+        if label is None:
+            acceptance = _write(config, recipe, folder, leakage, servers)
+            return _Texts(acceptance.examples, [acceptance], {})
+        judged, told = [], {}
+        if config.labels and config.labels.test_per_topic:
+            split = TopicSplit(config, recipe.seed, leakage)
+            filled(split, partial(_stream, recipe, folder, servers), label)
+            judged, told = [split.acceptance], {"topics": split.table()}
+            leakage = [*leakage, Signatures.build(example.instruction for example in split.acceptance.examples)]
+        judged.append(_write(config, recipe, folder, leakage, servers))
+        examples = label.labelled([example for part in judged for example in part.examples])
+        return _Texts(examples, judged, told | {"labels": label_summary(recipe, examples)})
+
+
+def _origin(config: SynthConfig, recipe: Recipe, made: _Texts) -> dict[str, Any]:
+    """What the manifest says beside counts and hashes."""
+    dropped: dict[str, list[str]] = {}
+    for part in made.judged:
+        for cause, texts in part.dropped.items():
+            dropped[cause] = [*dropped.get(cause, []), *texts][:TEXTS_PER_CAUSE]
+    kind: dict[str, Any] = {} if config.kind == "instructions" else {"kind": config.kind}
+    if config.kind == "s2tt":
+        kind["languages"] = [config.filters.language, config.s2tt.target]
+    return {
+        "teacher": recipe.teacher.author,
+        "recipe": stable_hash(config.model_dump(mode="json"))[:16],
+        "seed": recipe.seed,
+        **kind,
+        "candidates": sum(part.seen for part in made.judged),
+        "dropped": dict(sum((part.causes for part in made.judged), Counter[str]()).most_common()),
+        "dropped_texts": dropped,
+        **made.told,
+    }
 
 
 def _config(recipe: Recipe) -> SynthConfig:
@@ -158,12 +172,7 @@ def _leakage(recipe: Recipe) -> list[Signatures]:
     """What new texts must not resemble: files of evaluation texts, what the connector was trained on, and for a new
     connector the held-out set that ships."""
     config = _config(recipe)
-    found = []
-    for name in config.filters.leakage_files:
-        try:
-            found.append(Signatures.build(Path(name).read_text(encoding="utf-8").splitlines()))
-        except OSError as error:
-            raise UsageError(f"cannot read leakage file {name}: {error.strerror}", "name an existing file") from None
+    found = [Signatures.build(leakage_texts(Path(name))) for name in config.filters.leakage_files]
     from rbalign.speechlm.connector import connector_folder
 
     known = recipe.connect.start if recipe.connect else recipe.align.connector if recipe.align else "default"
@@ -184,49 +193,59 @@ def _held_out(config: SynthConfig, recipe: Recipe, seen: Sequence[Signatures]) -
 def _write(
     config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures], servers: Servers
 ) -> Acceptance:
-    """Sample candidates in chunks until every split is full. Chunks may arrive in any order; acceptance has one."""
+    """Take candidates in index order until every split is full."""
     acceptance = Acceptance(config, leakage)
-    with (
-        Journal(folder / "drafts.jsonl") as journal,
-        progress(acceptance.wanted, "write instructions", unit="accepted") as advance,
-    ):
+    if acceptance.is_full():
+        return acceptance
+    drafts = _drafts(folder / "drafts.jsonl", config, recipe, recipe.seed, servers)
+    with closing(drafts), progress(acceptance.wanted, "write instructions", unit="accepted") as advance:
+        for number, draft in enumerate(drafts, start=1):
+            before = len(acceptance.examples)
+            acceptance.add(draft)
+            advance(len(acceptance.examples) - before)
+            if acceptance.is_full():
+                break
+            if number > MOST_CANDIDATES_PER_ACCEPTED * acceptance.wanted:
+                raise DataError(
+                    f"{number} candidates gave {len(acceptance.examples)} of {acceptance.wanted} examples; "
+                    f"dropped: {dict(acceptance.causes.most_common(3))}",
+                    "loosen [synth.filters], or use a teacher that writes speakable instructions",
+                )
+    return acceptance
+
+
+def _stream(
+    recipe: Recipe, folder: Path, servers: Servers, name: str, config: SynthConfig, seed: int
+) -> Generator[Draft, None, None]:
+    """The candidates of one stream of the test split by topic."""
+    return _drafts(folder / "topics" / f"{name}.jsonl", config, recipe, seed, servers)
+
+
+def _drafts(
+    path: Path, config: SynthConfig, recipe: Recipe, seed: int, servers: Servers
+) -> Generator[Draft, None, None]:
+    """Drafts in index order, without end: those that an earlier start wrote, then new ones, sampled in chunks that may
+    come back in any order. Close it to stop writing."""
+    place = 0
+    with Journal(path) as journal:
         known: dict[str, Draft] = {row["id"]: row for row in journal.rows()}
-        place = _accept_ready(acceptance, known, 0, advance)
-        if acceptance.is_full():
-            return acceptance
+        while (draft := known.get(draft_id(place))) is not None:
+            yield draft
+            place += 1
         servers.try_teacher()
         todo = (chunk for start in count(0, config.batch_size) if (chunk := _missing(start, config, known)))
-        chunks = write_many(recipe.teacher, config, recipe.seed, todo, _workers(config))
-        with closing(chunks):
+        with closing(write_many(recipe.teacher, config, seed, todo, _workers(config))) as chunks:
             for drafts in chunks:
                 journal.append(drafts)
                 servers.save()
                 known.update((draft["id"], draft) for draft in drafts)
-                place = _accept_ready(acceptance, known, place, advance)
-                if acceptance.is_full():
-                    break
-                if place > MOST_CANDIDATES_PER_ACCEPTED * acceptance.wanted:
-                    raise DataError(
-                        f"{place} candidates gave {len(acceptance.examples)} of {acceptance.wanted} examples; "
-                        f"dropped: {dict(acceptance.causes.most_common(3))}",
-                        "loosen [synth.filters], or use a teacher that writes speakable instructions",
-                    )
-    return acceptance
+                while (ready := known.get(draft_id(place))) is not None:
+                    yield ready
+                    place += 1
 
 
 def _missing(start: int, config: SynthConfig, known: Mapping[str, Draft]) -> list[int]:
     return [i for i in range(start, start + config.batch_size) if draft_id(i) not in known]
-
-
-def _accept_ready(acceptance: Acceptance, known: Mapping[str, Draft], place: int, advance: Any) -> int:
-    """Judge drafts in index order as far as they are there; returns the next index."""
-    while not acceptance.is_full() and (draft := known.get(draft_id(place))) is not None:
-        before = len(acceptance.examples)
-        acceptance.add(draft)
-        if len(acceptance.examples) > before:
-            advance(len(acceptance.examples) - before)
-        place += 1
-    return place
 
 
 def _with_references(
@@ -281,17 +300,30 @@ def _reading_back(
         yield ReadBack(config.read_back, recipe.seed, listener.transcribe_many, others, journal)
 
 
-def _speak(
+def _by_voices(
     splits: Mapping[str, Sequence[View]],
     spoken: dict[str, str],
     config: SynthConfig,
-    folder: Path,
-    writer: DatasetWriter,
     servers: Servers,
     noises: Sequence[Path],
     read_back: ReadBack | None,
+) -> Make:
+    """Clips spoken by the voices of the plan."""
+    return lambda shard, split: speak_shard(
+        shard,
+        spoken,
+        _workers(config),
+        crowd=splits[split],
+        noise_files=noises,
+        remote=servers.speakers,
+        read_back=read_back,
+    )
+
+
+def _speak(
+    splits: Mapping[str, Sequence[View]], make: Make, folder: Path, writer: DatasetWriter, servers: Servers
 ) -> int:
-    """Speak every split shard by shard; the number of views that no voice could make."""
+    """Make the clips of every split shard by shard; the number of views that have none."""
     jobs = [
         (split, index, views[start : start + VIEWS_PER_SHARD])
         for split, views in sorted(splits.items())
@@ -304,16 +336,7 @@ def _speak(
     ):
         for split, index, views in jobs:
             if index not in writer.committed(split):
-                made = speak_shard(
-                    views,
-                    spoken,
-                    _workers(config),
-                    crowd=splits[split],
-                    noise_files=noises,
-                    remote=servers.speakers,
-                    read_back=read_back,
-                )
-                clips = list(_clips(made, failures, advance))
+                clips = list(_clips(make(views, split), failures, advance))
                 writer.commit_views(split, index, sorted(clips, key=lambda view: (view.example_id, view.index)))
                 servers.save()
         return len(failures)
@@ -334,6 +357,8 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
     files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
     if config.test_views:
         files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
+    if config.recordings is not None and Path(config.recordings).is_dir():
+        files["recordings"] = source_hash(Path(config.recordings))
     if config.noise_folder and Path(config.noise_folder).is_dir():
         folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
         listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
 from rbalign.data.dataset import Dataset
+from rbalign.synth.recordings import HUMAN
 from rbalign.types import Split
 from rbalign.voices.bank import ENDPOINT, VoiceBank, VoiceInfo, load_bank
 
@@ -15,16 +16,17 @@ def bank_of(config: SynthConfig) -> VoiceBank:
 
 
 def bank_of_dataset(recipe: Recipe, data: Dataset) -> VoiceBank:
-    """The shipped voices and, if the recipe names servers, the voices that they spoke the dataset's splits with.
+    """The shipped voices and, if the recipe names servers or recordings, those that say the dataset's splits.
 
     From the dataset alone: the folder of reference speakers may be on another machine by now.
     """
     bank = load_bank()
-    if recipe.synth is None or not recipe.synth.endpoint_voices:
+    if recipe.synth is None or not (recipe.synth.endpoint_voices or recipe.synth.recordings):
         return bank
+    engine = HUMAN if recipe.synth.recordings else ENDPOINT
     known = {name: bank.voice(name) for name in bank.names()}
     spoken = [
-        VoiceInfo(voice, ENDPOINT, Split(split), "unknown", "unknown")
+        VoiceInfo(voice, engine, Split(split), "unknown", "unknown")
         for split, summary in data.manifest["splits"].items()
         for voice in summary["voices"]
         if voice not in known

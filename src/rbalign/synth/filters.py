@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from rbalign.config.synth import FilterConfig
+from rbalign.config.synth import FilterConfig, SynthConfig
+from rbalign.synth.qa import pair_cause, question_cause
+from rbalign.synth.translate import transcript_cause, translation_cause
 from rbalign.text.language import speaks
 from rbalign.text.refusals import is_boilerplate, refuses
 from rbalign.text.speakable import speakability
@@ -53,6 +57,31 @@ def answer_cause(text: str, stop: StopReason, config: FilterConfig) -> str | Non
     if not text:
         return "answer empty"
     return "refusal" if not config.refusals and refuses(text) else None
+
+
+def instruction_cause(text: str, stop: StopReason, config: SynthConfig) -> str | None:
+    """Why a text is worth no answer: `drop_cause`, and what the recipe's kind asks for."""
+    if config.recordings is not None:
+        return transcript_cause(text, config.filters.language)
+    return drop_cause(text, stop, config.filters) or (question_cause(text) if config.kind == "qa" else None)
+
+
+def draft_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
+    """Why a draft (see write.py) becomes no example. No state: near-duplicates come later."""
+    text, stop = draft["text"], StopReason(draft["stop"])
+    return instruction_cause(text, stop, config) or (answered_cause(draft, config) if config.answers else None)
+
+
+def answered_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
+    """Why the answer of a draft is none: `answer_cause`, and what the recipe's kind asks for."""
+    text, answer = draft["text"], draft["answer"]
+    cause = answer_cause(answer, StopReason(draft["answer_stop"]), config.filters)
+    if cause is not None or config.kind == "instructions":
+        return cause
+    if config.kind == "s2tt":
+        return translation_cause(text, answer, config.s2tt)
+    failed = draft.get("aliases_stop") == StopReason.FAILED
+    return pair_cause(text, answer, config.qa) or (TEACHER_FAILED if failed else None)
 
 
 def sentences(text: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Magpie in chunks: candidates by index, so that any worker, batch size or restart writes the same texts.
 
 A draft is what the teacher wrote for one candidate index: {"id", "text", "stop"} and, where the text could become an
-example, {"answer", "answer_stop"}. It is a pure function of (seed, index, recipe, teacher).
+example, {"answer", "answer_stop"}; of a question also {"aliases", "aliases_stop"}. It is a pure function of (seed,
+index, recipe, teacher).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from rbalign.config.synth import Domain, SynthConfig, Writing
 from rbalign.keys import Key
 from rbalign.rundir.files import stable_hash
 from rbalign.rundir.workers import worker_pool
-from rbalign.synth.filters import drop_cause
+from rbalign.synth.filters import answered_cause, instruction_cause
+from rbalign.synth.qa import ALIAS_SYSTEM, ALIAS_TOKENS, QUESTION_SYSTEM, alias_request
 from rbalign.types import Example, StopReason
 
 Draft = dict[str, Any]
@@ -34,22 +36,43 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
     """Sample instructions for these candidate indices, and answer those that could be accepted."""
     keys = [Key(seed, "instruction", example=draft_id(i)) for i in indices]
     domains = [domain_of(config, seed, key.example) for key in keys]
-    systems = [domain.system if domain else config.system for domain in domains]
+    default = QUESTION_SYSTEM if config.kind == "qa" else None
+    systems = [(domain.system if domain else config.system) or default for domain in domains]
     written = teacher.write_instructions(keys, _params(teacher, config.instruction), systems)
     drafts: list[Draft] = [
         {"id": key.example, "text": w.text, "stop": str(w.stop)} | ({"domain": domain.name} if domain else {})
         for key, w, domain in zip(keys, written, domains, strict=True)
     ]
     wanted = [i for i, w in enumerate(written) if config.answers and _worth_an_answer(w, config)]
+    answer_texts(teacher, config, seed, [drafts[i] for i in wanted])
+    if config.kind == "qa" and config.qa.aliases:
+        _write_aliases(teacher, config, seed, [drafts[i] for i in wanted])
+    return drafts
+
+
+def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[Draft]) -> None:
+    """Put the teacher's answer, under the recipe's system prompt, into each draft."""
     answers = teacher.answer(
-        [written[i].text for i in wanted],
-        [keys[i].at(stage="answer") for i in wanted],
+        [draft["text"] for draft in drafts],
+        [Key(seed, "answer", example=draft["id"]) for draft in drafts],
         _params(teacher, config.answer),
         config.answer_system,
     )
-    for i, answer in zip(wanted, answers, strict=True):
-        drafts[i] |= {"answer": answer.text, "answer_stop": str(answer.stop)}
-    return drafts
+    for draft, answer in zip(drafts, answers, strict=True):
+        draft |= {"answer": answer.text, "answer_stop": str(answer.stop)}
+
+
+def _write_aliases(teacher: Any, config: SynthConfig, seed: int, answered: Sequence[Draft]) -> None:
+    """Put other ways to say an answer into the drafts whose answers may stay."""
+    kept = [draft for draft in answered if answered_cause(draft, config) is None]
+    written = teacher.answer(
+        [alias_request(draft["text"], draft["answer"]) for draft in kept],
+        [Key(seed, "aliases", example=draft["id"]) for draft in kept],
+        teacher.params(0.0, 1.0, ALIAS_TOKENS),
+        ALIAS_SYSTEM,
+    )
+    for draft, aliases in zip(kept, written, strict=True):
+        draft |= {"aliases": aliases.text, "aliases_stop": str(aliases.stop)}
 
 
 def domain_of(config: SynthConfig, seed: int, candidate: str) -> Domain | None:
@@ -171,7 +194,7 @@ def _write_chunk(teacher: TeacherConfig, config: SynthConfig, seed: int, indices
 def _worth_an_answer(written: Any, config: SynthConfig) -> bool:
     if config.sentences:
         return bool(written.text and written.stop is StopReason.END)
-    return drop_cause(written.text, written.stop, config.filters) is None
+    return instruction_cause(written.text, written.stop, config) is None
 
 
 def _params(teacher: Any, sampling: Sampling | Writing) -> Any:

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from rbalign.keys import Key
+from rbalign.lm.branches import branch_hidden
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.load import LM
-from rbalign.lm.logprobs import completion_logprobs
+from rbalign.lm.logprobs import completion_logprobs, token_logprobs
 from rbalign.lm.sampler import GenerateSampler, Level, Prompts, Sample, Sampler, SamplingParams
 from rbalign.lm.templates import around_user, end_ids, prequery_ids
 from rbalign.rundir.files import stable_hash
 from rbalign.teacher.base import CAPABILITIES, Written
 
 SCORE_BATCH = 32
+OPTION_BATCH = 8
+"""Requests whose options are scored at once: eight options of four tokens over 49,152 are 50 MB of log-probs."""
 
 
 def best_sampler(model: Any) -> Sampler:
@@ -74,6 +77,25 @@ class LocalTeacher:
                 logprobs, mask = completion_logprobs(self.lm.model, prompts, completions)
             for i, value in zip(batch, (logprobs.sum(1) / mask.sum(1)).tolist(), strict=True):
                 scores[i] = value
+        return scores
+
+    def option_loglikelihoods(
+        self, instructions: Sequence[str], options: Sequence[str], system: str | None = None
+    ) -> list[list[float]]:
+        """Summed log-prob (nats, end token included) of each option as the whole answer to each request.
+
+        A request is read once for all its options, the system prompt once for a batch.
+        """
+        completions = [self.completion_ids(option) for option in options]
+        scores: list[list[float]] = []
+        for start in range(0, len(instructions), OPTION_BATCH):
+            prompts = self.prompts(instructions[start : start + OPTION_BATCH], system)
+            rows = len(prompts.rows)
+            with torch.no_grad():
+                hidden, _ = branch_hidden(self.lm.model, prompts, [completions] * rows)
+                logits = self.lm.model.get_output_embeddings()(hidden)
+                sums = token_logprobs(logits, completions * rows).sum(1)
+            scores += sums.view(rows, len(options)).tolist()
         return scores
 
     def prompts(self, instructions: Sequence[str], system: str | None = None) -> Prompts:

@@ -1,0 +1,28 @@
+"""RBA-S2TT: the teacher translates the words of a clip. What it fails at leaves no trace in the text but these."""
+
+from __future__ import annotations
+
+from rbalign.config.kinds import S2ttConfig
+from rbalign.data.signatures import jaccard
+from rbalign.text.language import speaks
+
+SHORT = 3
+"""Words up to which a text may well be the same in both languages: names, "OK", "taxi"."""
+
+
+def translation_cause(text: str, translation: str, config: S2ttConfig) -> str | None:
+    """Why a translation is none: the text again, much shorter or longer than it, or another language for certain."""
+    same = jaccard(text, translation)
+    if same >= config.max_copied and (len(text.split()) > SHORT or same < 1.0):
+        return "untranslated"
+    low, high = config.length_ratio
+    if not low <= len(translation.encode()) / len(text.encode()) <= high:
+        return "length ratio"
+    return None if speaks(translation, config.target) else "translation in another language"
+
+
+def transcript_cause(text: str, language: str) -> str | None:
+    """Why a recording's transcript cannot be translated. It was said aloud, so nobody asks whether it can be."""
+    if not any(letter.isalpha() for letter in text):
+        return "transcript empty"
+    return None if speaks(text, language) else "other language"

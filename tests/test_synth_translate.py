@@ -1,0 +1,424 @@
+"""RBA-S2TT: transcripts of recordings, or what our voices say, translated by a server; killed anywhere and resumed."""
+
+import json
+import multiprocessing
+import threading
+
+import numpy as np
+import openai  # noqa: F401 - before the fork below, so that each child need not
+import pytest
+import soundfile
+from aligning import tiny_policy
+from loopback import Loopback, chat, clip, completion, status
+
+from rbalign.audio.io import read_audio
+from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
+from rbalign.config.kinds import S2ttConfig
+from rbalign.config.languages import LANGUAGES
+from rbalign.config.load import load_recipe
+from rbalign.config.recipe import Recipe
+from rbalign.config.sections import TeacherConfig
+from rbalign.config.synth import FilterConfig, SynthConfig, ViewPlan
+from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.errors import DataError, UsageError
+from rbalign.rundir.journal import read_rows
+from rbalign.rundir.run import RunDir
+from rbalign.stages import synth as stage
+from rbalign.stages.arms import load_items
+from rbalign.stages.card import dataset_card
+from rbalign.stages.chain import chain
+from rbalign.stages.named import dataset_named
+from rbalign.stages.voices import bank_of_dataset
+from rbalign.synth import recordings
+from rbalign.synth.recordings import Recordings, read_transcripts, source_hash
+from rbalign.synth.translate import transcript_cause, translation_cause
+from rbalign.text.language import _identifier
+from rbalign.types import Split
+
+GERMAN = S2ttConfig(target="de")
+
+
+@pytest.mark.parametrize(
+    ("text", "translation", "cause"),
+    [
+        ("Where is the next railway station, please?", "Wo ist bitte der nächste Bahnhof hier?", None),
+        ("Where is the next railway station, please?", "Where is the next railway station please", "untranslated"),
+        ("Where is the next railway station?", "where is the nearest railway station?", None),
+        ("Angela Merkel", "Angela Merkel", None),
+        ("Where is the next railway station, please?", "Bahnhof?", "length ratio"),
+        ("Where is it?", "Wo ist es? " * 6, "length ratio"),
+        (
+            "Where is the next railway station, please?",
+            "Où se trouve la prochaine gare, s'il vous plaît ?",
+            "translation in another language",
+        ),
+    ],
+)
+def test_what_is_no_translation_is_named(text, translation, cause):
+    found = translation_cause(text, translation, GERMAN)
+    if text == "Where is the next railway station?":  # one word changed: too like the text, or at least not German
+        assert found in ("untranslated", "translation in another language")
+    else:
+        assert found == cause
+
+
+def test_letters_of_three_bytes_are_no_matter_of_length():
+    chinese = S2ttConfig(target="zh")
+    text, translation = "Where is the next railway station, please?", "请问最近的火车站在哪里？"
+    assert translation_cause(text, translation, chinese) is None
+    assert translation_cause(translation, text, S2ttConfig(target="en")) is None
+    strict = S2ttConfig(target="zh", length_ratio=(0.1, 0.2))
+    assert translation_cause(text, translation, strict) == "length ratio"
+
+
+def test_transcripts_are_said_already_so_only_words_and_language_count():
+    assert transcript_cause("12 + 4 = 16", "en") == "transcript empty"
+    assert transcript_cause("Wo ist bitte der nächste Bahnhof in dieser Stadt?", "en") == "other language"
+    assert transcript_cause("Hello.", "en") is None
+
+
+def test_every_language_of_a_recipe_is_one_that_texts_are_told_by():
+    assert set(LANGUAGES) <= {str(name) for name in _identifier().nb_classes}
+
+
+# ---- recordings ------------------------------------------------------------------------------------------------------
+
+PLACES = ("town", "street", "valley", "school")
+BUILDINGS = ("bakery", "bridge", "museum", "garden", "harbor")
+PEOPLE = ("mother", "uncle", "teacher", "neighbor", "doctor", "sister", "painter", "farmer", "singer", "judge")
+DOINGS = ("visits", "repairs", "paints", "sells", "watches", "describes", "buys", "cleans", "likes", "forgets")
+SENTENCES = [
+    f"My {PEOPLE[n % 10]} {DOINGS[(n * 3 + n // 10) % 10]} the {BUILDINGS[n % 5]} behind that {PLACES[n // 5]} again."
+    for n in range(20)
+]
+
+
+def tone(path, seconds=0.3, rate=8000, pitch=300.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate), rate)
+
+
+def audiofolder(folder, sentences=SENTENCES, column="transcription", split=None):
+    """Two recordings of the first sentence, one of each other."""
+    below = folder / split if split else folder
+    rows = []
+    for number, text in enumerate([sentences[0], *sentences]):
+        tone(below / f"clips/{number:03d}.wav", pitch=200 + 20 * number)
+        rows.append({"file_name": f"clips/{number:03d}.wav", column: text})
+    (below / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_layouts_say_the_same(tmp_path):
+    listed = read_transcripts(audiofolder(tmp_path / "jsonl"), "transcription")
+    assert len(listed) == 21
+    assert list(listed.values()).count(SENTENCES[0]) == 2
+    rows = [json.loads(line) for line in (tmp_path / "jsonl/metadata.jsonl").read_text().splitlines()]
+    (tmp_path / "csv").mkdir()
+    lines = "".join(f'{row["file_name"]},"{row["transcription"]}"\n' for row in rows)
+    (tmp_path / "csv/metadata.csv").write_text("file_name,transcription\n" + lines)
+    assert read_transcripts(tmp_path / "csv", "transcription") == listed
+    for row in rows:
+        tone(tmp_path / "beside" / row["file_name"])
+        (tmp_path / "beside" / row["file_name"]).with_suffix(".txt").write_text(f"  {row['transcription']}\n")
+    assert read_transcripts(tmp_path / "beside", "transcription") == listed
+    assert source_hash(tmp_path / "jsonl") == source_hash(audiofolder(tmp_path / "again"))
+    assert source_hash(tmp_path / "jsonl") != source_hash(audiofolder(tmp_path / "other", SENTENCES[::-1]))
+
+
+def test_sources_that_are_none_are_refused_with_a_cure(tmp_path):
+    with pytest.raises(UsageError, match="is no folder"):
+        read_transcripts(tmp_path / "nowhere", "transcription")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no recording with a transcript"):
+        read_transcripts(tmp_path / "empty", "transcription")
+    folder = audiofolder(tmp_path / "named", column="sentence")
+    with pytest.raises(UsageError, match=r"'transcription'; allowed: file_name, sentence .*column"):
+        read_transcripts(folder, "transcription")
+    assert read_transcripts(folder, "sentence")
+    listing = folder / "metadata.jsonl"
+    for text, match in (
+        ('{"sentence": "x"}\n', "row 1 has no file_name"),
+        ('{"file_name": "../../secret.wav", "sentence": "x"}\n', "outside the folder"),
+        ("not json\n", "line 1 is no JSON object"),
+        ("[1]\n", "line 1 is no JSON object"),
+    ):
+        listing.write_text(text)
+        with pytest.raises(DataError, match=match):
+            read_transcripts(folder, "sentence")
+    listing.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_transcripts(folder, "sentence")
+    audiofolder(tmp_path / "half", split="train")
+    audiofolder(tmp_path / "half")
+    with pytest.raises(UsageError, match="name a split in every path"):
+        Recordings(tmp_path / "half", "transcription", 1, 30.0)
+
+
+def test_recordings_of_one_transcript_are_views_of_one_example_and_folders_are_splits(tmp_path):
+    mixed = Recordings(audiofolder(tmp_path / "mixed"), "transcription", 1, 30.0)
+    ((splits, said),) = mixed.pools()
+    assert splits == (Split.TEST, Split.VALIDATION, Split.TRAIN)
+    assert sorted(len(one.files) for one in said) == [1] * 19 + [2]
+    again = Recordings(tmp_path / "mixed", "transcription", 2, 30.0).pools()[0][1]
+    assert {one.id for one in again} == {one.id for one in said}
+    assert again != said, "another seed takes them in another order"
+    for split in ("train", "dev", "test"):
+        audiofolder(tmp_path / "parted", split=split)
+    pools = Recordings(tmp_path / "parted", "transcription", 1, 30.0).pools()
+    assert [splits for splits, _ in pools] == [(Split.TEST,), (Split.VALIDATION,), (Split.TRAIN,)]
+    assert all(len(said) == 20 and {one.split for one in said} == {split} for (split,), said in pools)
+
+
+# ---- the stage, with a server ----------------------------------------------------------------------------------------
+
+
+class World:
+    """A translator and a voice that answer by their request alone, and can hold their breath at the n-th."""
+
+    def __init__(self):
+        self.hold_at = 0
+        self.held, self.released = threading.Event(), threading.Event()
+        self.fails = lambda text: False
+
+    def __call__(self, asked):
+        if len(self.server.asked) == self.hold_at:
+            self.held.set()
+            self.released.wait(100)
+        if asked.path.endswith("/audio/speech"):
+            return clip(0.2, pitch=100.0 + len(asked.body["input"]))
+        if "chat" not in asked.path:
+            seed = asked.body["seed"]
+            return completion(SENTENCES[seed % 20])
+        text = asked.body["messages"][-1]["content"]
+        if self.fails(text):
+            return status(400)
+        if text == "Say hello.":
+            return chat("Hallo.")
+        if "museum" in text:
+            return chat(text)
+        if "harbor" in text and "valley" in text:
+            return chat("Le port de notre vallée était fermé pendant tout l'hiver dernier.")
+        return chat(f"Das war im letzten Winter leider geschlossen, Herr {len(text)}.")
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
+    world = World()
+    with Loopback(world) as world.server:
+        yield world
+
+
+def recipe_for(world, source, can=("chat",), **more):
+    endpoint = TeacherEndpoint(
+        url=world.server.url, model="translator", can=can, concurrency=1, retries=0, timeout=100.0,
+        pre_query="<user>" if "continue" in can else None,
+    )  # fmt: skip
+    table = {"train": 6, "validation": 2, "test": 3, "batch_size": 4, **more}
+    s2tt = S2ttConfig(target="de", source=None if source is None else str(source), max_seconds=5.0)
+    synth = SynthConfig(kind="s2tt", s2tt=s2tt, **table)
+    return Recipe(name="talk", teacher=TeacherConfig(endpoint=endpoint), synth=synth)
+
+
+def start(recipe, runs):
+    with RunDir.open(runs, recipe) as run:
+        chain(recipe, run, only="synth")
+        return Dataset.open(run.path("data"))
+
+
+def content(data):
+    return data.examples(), [(v.id, v.spec, v.flac) for v in sorted(data.views(), key=lambda v: v.id)]
+
+
+def bodies(asked):
+    return [json.dumps([one.path, one.body], sort_keys=True) for one in asked]
+
+
+def test_recordings_are_translated_and_kept_as_views(world, tmp_path, capsys):
+    folder = audiofolder(tmp_path / "source")
+    recipe = recipe_for(world, folder, train=12)
+    data = start(recipe, tmp_path / "runs")
+    assert [len(data.examples(split)) for split in ("test", "validation", "train")] == [3, 2, 10]
+    assert data.manifest["dropped"] == {"untranslated": 4, "translation in another language": 1}
+    assert data.manifest["candidates"] == 20
+    assert (data.manifest["kind"], data.manifest["languages"]) == ("s2tt", ["en", "de"])
+    assert "train 10 of 12" in capsys.readouterr().err
+    texts = read_transcripts(folder, "transcription")
+    for example in data.examples():
+        assert example.answer.startswith("Das war im letzten Winter")
+        assert example.spoken == example.instruction in texts.values()
+        assert (example.reference is not None) == (example.split != "train")
+    for view in data.views():
+        example = data.by_id()[view.example_id]
+        files = sorted(name for name, text in texts.items() if text == example.instruction)
+        assert view.spec.voice == f"recorded-{example.split}"
+        np.testing.assert_allclose(read_audio(view.flac), read_audio(folder / files[view.index]), atol=2**-15)
+    twice = [view.example_id for view in data.views() if view.index == 1]
+    assert [data.by_id()[identity].instruction for identity in twice] == [SENTENCES[0]]
+    system = world.server.asked[-1].body["messages"][0]["content"]
+    assert "into German" in system
+    assert system == recipe.synth.answer_system
+
+    text = dataset_card(dataset_named(str(tmp_path / "runs/talk")))
+    for part in ("15 sentences in 16 clips", "translated the transcripts", "recordings of people", "en is said, de is"):
+        assert part in text, part
+    assert str(tmp_path) not in text
+    assert "language:\n- en\n- de\n" in text
+
+
+def test_align_takes_recordings_for_training_and_keeps_test_ones_out(world, tmp_path):
+    recipe = recipe_for(world, audiofolder(tmp_path / "source"))
+    data = start(recipe, tmp_path / "runs")
+    bank = bank_of_dataset(recipe, data)
+    items, left_out = load_items(tiny_policy(), data, bank, Split.TRAIN, 200)
+    assert (len(items), left_out) == (6, {})
+    assert {item.example.answer for item in items} == {example.answer for example in data.examples("train")}
+    with pytest.raises(UsageError, match="align may not use voice 'recorded-test'"):
+        bank.require(["recorded-test"], {Split.TRAIN}, "align")
+
+
+@pytest.mark.parametrize("hold_at", [2, 5, 9, 12])
+def test_killed_anywhere_and_resumed_asks_and_writes_nothing_twice(world, tmp_path, monkeypatch, hold_at):
+    recipe = recipe_for(world, audiofolder(tmp_path / "source"))
+    world.hold_at = hold_at
+    process = multiprocessing.get_context("fork").Process(target=start, args=(recipe, tmp_path / "runs"))
+    process.start()
+    assert world.held.wait(200)
+    acknowledged = list(world.server.answered)
+    process.kill()
+    process.join()
+    world.released.set()
+    before = len(world.server.asked)
+    data = start(recipe, tmp_path / "runs")
+    again = bodies(world.server.asked[before:])
+    assert not set(bodies(acknowledged)) & set(again)
+    assert len(again) == len(set(again))
+    ids = [row["id"] for row in read_rows(tmp_path / "runs/talk/data/drafts.jsonl")]
+    assert len(ids) == len(set(ids))
+    monkeypatch.setenv("RBA_HOME", str(tmp_path / "another home"))
+    whole = start(recipe, tmp_path / "whole")
+    assert content(data) == content(whole)
+    assert data.content_hash == whole.content_hash
+
+
+def test_a_clip_that_was_written_is_not_read_again(world, tmp_path, monkeypatch):
+    recipe = recipe_for(world, audiofolder(tmp_path / "source"))
+    monkeypatch.setattr(stage, "VIEWS_PER_SHARD", 2)
+    read, commit, commits = [], DatasetWriter.commit_views, []
+    real = read_audio
+
+    def reads(path, **more):
+        read.append(str(path))
+        return real(path, **more)
+
+    def dies(writer, split, index, clips):
+        commits.append(index)
+        if len(commits) == 3:
+            raise KeyboardInterrupt
+        commit(writer, split, index, clips)
+
+    monkeypatch.setattr(recordings, "read_audio", reads)
+    monkeypatch.setattr(DatasetWriter, "commit_views", dies)
+    with pytest.raises(KeyboardInterrupt):
+        start(recipe, tmp_path / "runs")
+    monkeypatch.setattr(DatasetWriter, "commit_views", commit)
+    written, lost = set(read[:3]), set(read[3:])  # the test split: a shard of two views and one of one
+    read.clear()
+    data = start(recipe, tmp_path / "runs")
+    assert not written & set(read)
+    assert lost <= set(read)
+    assert len(read) == len(set(read)) == len(data.views()) - 3
+
+
+def test_recordings_that_cannot_be_used_are_counted(world, tmp_path):
+    folder = audiofolder(tmp_path / "source")
+    tone(folder / "clips/005.wav", seconds=7.0)
+    (folder / "clips/006.wav").write_bytes(b"RIFF nonsense")
+    (folder / "clips/000.wav").unlink()  # the other recording of its sentence stays
+    rows = (folder / "metadata.jsonl").read_text() + json.dumps(
+        {"file_name": "clips/007.wav", "transcription": " 1 2 "}
+    )
+    (folder / "metadata.jsonl").write_text(rows)
+    data = start(recipe_for(world, folder, train=30), tmp_path / "runs")
+    dropped = data.manifest["dropped"]
+    assert dropped["recording longer than 5 s"] == 1
+    assert sum(count for cause, count in dropped.items() if cause.startswith("recording unreadable")) == 1
+    assert dropped["transcript empty"] == 1
+    assert not [cause for cause in dropped if str(tmp_path) in cause]
+    (lost,) = read_rows(tmp_path / "runs/talk/data/unspoken.jsonl")
+    assert lost["reason"] == "recording unreadable: it is no file"
+    first = next(example for example in data.examples() if example.instruction == SENTENCES[0])
+    assert [view.index for view in data.views() if view.example_id == first.id] == [1]
+    assert len(data.examples()) + sum(dropped.values()) == data.manifest["candidates"]
+
+
+def test_a_transcript_of_another_split_is_leakage(world, tmp_path):
+    for split, part in (("train", SENTENCES), ("test", SENTENCES[:8])):
+        audiofolder(tmp_path / "source", part, split=split)
+    data = start(recipe_for(world, tmp_path / "source", train=99, validation=0, test=99), tmp_path / "runs")
+    held_out = {example.instruction for example in data.examples("test")}
+    assert len(held_out) == 6, "two are untranslated"
+    assert not held_out & {example.instruction for example in data.examples("train")}
+    assert data.manifest["dropped"]["leakage"] == 6
+
+
+def test_nothing_translated_is_an_error_and_a_server_without_chat_is_refused(world, tmp_path, monkeypatch):
+    folder = audiofolder(tmp_path / "source", ["The museum is here.", "A museum was there."])
+    with pytest.raises(DataError, match=r"no recording became an example; dropped: \{'untranslated'"):
+        start(recipe_for(world, folder), tmp_path / "none")
+    world.fails = lambda text: True
+    monkeypatch.setenv("RBA_HOME", str(tmp_path / "another home"))
+    with pytest.raises(UsageError, match="cannot chat"):
+        start(recipe_for(world, folder), tmp_path / "mute")
+
+
+def test_a_changed_source_is_noticed(world, tmp_path):
+    folder = audiofolder(tmp_path / "source")
+    recipe = recipe_for(world, folder)
+    before = stage.inputs(recipe)["recordings"]
+    tone(folder / "clips/000.wav", seconds=0.4)
+    assert stage.inputs(recipe)["recordings"] != before
+    plan = stage.plan(recipe, RunDir.look(tmp_path, recipe))
+    assert [(row.what, row.count) for row in plan.rows] == [("translate transcripts", 11), ("take over recordings", 11)]
+    assert not world.server.asked
+
+
+def test_our_voices_say_what_the_teacher_wrote_and_it_translates_that(world, tmp_path):
+    url = world.server.url
+    voices = [
+        VoiceEndpoint(url=url, model="v", split=split, voices=(name,), retries=0)
+        for split, name in (("train", "ann"), ("validation", "eve"), ("test", "joe"))
+    ]
+    recipe = recipe_for(
+        world, None, ("chat", "continue"), views=(ViewPlan(voices="endpoint", per_example=1),), endpoint_voices=voices
+    )
+    data = start(recipe, tmp_path / "runs")
+    assert [len(data.examples(split)) for split in ("test", "validation", "train")] == [3, 2, 6]
+    assert {view.spec.voice for view in data.views("train")} == {"ann"}
+    assert data.manifest["dropped"].get("untranslated", 0) > 0
+    for example in data.examples():
+        assert example.answer.startswith("Das war im letzten Winter")
+        assert translation_cause(example.instruction, example.answer, recipe.synth.s2tt) is None
+    text = dataset_card(dataset_named(str(tmp_path / "runs/talk")))
+    assert "wrote the sentences and translated them" in text
+    assert "speech is synthetic" in text
+
+
+def test_other_pairs_of_languages_and_what_is_refused(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text("name = 'x'\n[synth]\nkind = 's2tt'\nfilters = {language = 'fr'}\ns2tt = {target = 'en'}\n")
+    synth = load_recipe(path).synth
+    assert "into English" in synth.answer_system
+    assert synth.views[0].per_example == 1
+    for more, match in (
+        ({"s2tt": S2ttConfig(target="en")}, "is no translation"),
+        ({"s2tt": S2ttConfig(source="x"), "vocabulary": 3}, "makes no vocabulary"),
+        ({"filters": FilterConfig(language="de")}, "is no translation"),
+    ):
+        with pytest.raises((UsageError, ValueError), match=match):
+            SynthConfig(kind="s2tt", **more)
+    with pytest.raises((UsageError, ValueError), match="unknown language 'xx'"):
+        S2ttConfig(target="xx")
+    with pytest.raises((UsageError, ValueError), match="falls"):
+        S2ttConfig(length_ratio=(3.0, 1.0))
