@@ -44,8 +44,8 @@ class Work:
 def reference_work(
     references: Sequence[str], instructions: Spoken, questions: Spoken, samples: int, seed: int
 ) -> list[Work]:
-    """What base and the references do. The cascade's ASR costs a second a clip, so it hears one clip of each; the NLL of
-    y_ref, which no claim rests on, is measured on one clip of each, too."""
+    """What base and the references do. The cascade's ASR costs a second a clip, so it hears one clip of each; so is the
+    NLL of y_ref measured, which no claim rests on."""
     tests, several = instructions.examples, instructions.views
     full = [*every_view(tests, several), *repeats(tests, several, samples, seed)]
     single, first = one_view(tests, several, seed), one_view(questions.examples, questions.views, seed)
@@ -79,8 +79,8 @@ def reference_work(
 def arm_work(
     folder: str, references: Sequence[str], instructions: Spoken, questions: Spoken, samples: int, seed: int
 ) -> list[Work]:
-    """What a trained arm does: the same items as base, and its own text side. Questions on wrong audio are base's alone:
-    no arm has answered one of a hundred rightly."""
+    """What a trained arm does: the same items as base, and its own text side. Questions on wrong audio are base's
+    alone: no arm has answered one of a hundred rightly."""
     tests, several = instructions.examples, instructions.views
     single, first = one_view(tests, several, seed), one_view(questions.examples, questions.views, seed)
     work = [

@@ -47,7 +47,8 @@ def plan_of(recipe: Recipe, config: EvalConfig, run: RunDir) -> Plan:
     for work in _planned(recipe, config):
         folder = run.path("eval", work.folder)
         answers[work.source] += max(0, len(work.items) - count_lines(folder / f"{work.task}.jsonl"))
-        scores["aside" if work.task in SIDES else work.kind] += max(0, len(work.items) - count_lines(folder / f"{work.task}.scores.jsonl"))
+        scored = count_lines(folder / f"{work.task}.scores.jsonl")
+        scores["aside" if work.task in SIDES else work.kind] += max(0, len(work.items) - scored)
     clips = 0 if run.path("eval", "questions").is_dir() else config.qa * qa.VIEWS_PER_QUESTION
     rows = [PlanRow("speak questions", clips, clips * SECONDS_PER_CLIP, clips * BYTES_PER_CLIP)]
     for source, what in WHAT.items():
