@@ -139,6 +139,8 @@ def test_the_stage_writes_every_task_and_the_results(run, recipe):
     assert group["optimised"]
     text_side = {row["task"] for row in results["rows"] if row["arm"] == "sft"}
     assert {"open", "open-text", "open-wrong-audio", "nll"} <= text_side
+    likely = {row["task"] for row in results["rows"] if (row["arm"], row["metric"]) == ("sft", "teacher-likelihood")}
+    assert likely == {"open"}
 
 
 def test_the_plan_counts_what_the_stage_writes_and_then_nothing(run, recipe):
@@ -152,7 +154,7 @@ def test_the_plan_counts_what_the_stage_writes_and_then_nothing(run, recipe):
         "answers to text": written[run.path("eval", "text", "open.jsonl")] + 2 * 4,
         "answers to what the model heard": written[run.path("eval", "self-cascade", "open.jsonl")],
         "answers to what Whisper heard": 4,
-        "losses of y_ref on speech": 3 * 12,
+        "losses of y_ref on speech": 3 * 4,
         "losses of y_ref on text": 4,
     }
     assert stage.plan(recipe, run).rows == ()
@@ -349,6 +351,13 @@ def test_schedule_gives_arms_what_base_got():
     assert len({chosen_view(example(i), [view(i, v, b"") for v in range(3)], 0).index for i in range(30)}) == 3
     assert {w.folder for w in reference_work(("text",), instructions, nothing, 2, 0)} == {"base", "text"}
     assert not any(w.kind == "qa" for w in base.values())
+    assert len(base["nll"].items) == len(arm["nll"].items) == 4
+    asked = (
+        reference_work(everyone, nothing, instructions, 2, 0),
+        arm_work("sft-s0", everyone, nothing, instructions, 2, 0),
+    )
+    wrong = [[w.folder for w in own if w.task == "qa-wrong-audio"] for own in asked]
+    assert wrong == [["base"], []]
 
 
 def test_word_errors_by_hand():
