@@ -68,3 +68,11 @@ def test_the_committed_table_is_what_the_scorers_do(name):
     scorer = scorers.build(name)
     found = survival(scorer, cases, bench["columns_of"](scorer))
     assert found == pytest.approx({attack: row[attack] for attack in ATTACKS}, abs=0.011)
+
+
+def test_the_page_shows_the_committed_table():
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    shown = page.split("<!-- red team -->")[1].split("<!-- /red team -->")[0].strip().splitlines()
+    assert shown[0].strip("| ").split(" | ") == ["scorer", *ATTACKS]
+    wanted = [[row["scorer"], *(f"{100 * row[attack]:.0f}" for attack in ATTACKS)] for row in COMMITTED["rows"]]
+    assert [line.strip("| ").split(" | ") for line in shown[2:]] == wanted

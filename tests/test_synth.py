@@ -125,6 +125,23 @@ def test_refusals_and_boilerplate_fall_only_where_the_recipe_says_so():
     assert causes == {True: {}, False: {"refusal": 1, "boilerplate": 1}}
 
 
+def test_an_answer_that_says_the_request_again_falls_only_where_the_recipe_says_so():
+    said = [
+        ("Can you help with the recipe for a corn chowder?", "Can you help me with the recipe for a corn chowder?"),
+        ("How do I cook rice for six people?", "Rice for six people takes three cups and twenty minutes."),
+    ]
+    drafts = [
+        {"id": f"{i}", "text": q, "stop": "end", "answer": a, "answer_stop": "end"} for i, (q, a) in enumerate(said)
+    ]
+    causes = {}
+    for least in (0.0, 0.5):  # 3 of 9 and 6 of 8 runs of three words are new
+        acceptance = Acceptance(SynthConfig(train=9, filters=FilterConfig(min_novelty=least)))
+        for draft in drafts:
+            acceptance.add(draft)
+        causes[least] = dict(acceptance.causes)
+    assert causes == {0.0: {}, 0.5: {"echo": 1}}
+
+
 def test_leaked_texts_are_refused():
     config = SynthConfig(train=1000, validation=0, test=0)
     free = accepted(config, list(range(60)), 60).examples

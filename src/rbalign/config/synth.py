@@ -58,7 +58,7 @@ class Domain(Section):
 class FilterConfig(Section):
     """Which instructions people would say aloud. Every filter counts what it drops, by name."""
 
-    younger: ClassVar[tuple[str, ...]] = ("refusals",)
+    younger: ClassVar[tuple[str, ...]] = ("refusals", "min_novelty")
 
     min_words: Positive = 4
     """Shorter instructions are dropped."""
@@ -76,6 +76,8 @@ class FilterConfig(Section):
     """True keeps instructions that need written mathematics; the paper drops them."""
     refusals: bool = True
     """False drops answers that refuse or call themselves an AI, and instructions in an assistant's voice (English)."""
+    min_novelty: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Answers that say the instruction again are dropped: fewer of their runs of three words are new. 0 keeps them."""
 
 
 class ViewPlan(Section):

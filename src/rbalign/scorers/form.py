@@ -33,6 +33,14 @@ def echoed(request: str, answer: str) -> float:
     return len(asked & set(words(answer))) / len(asked) if asked else 0.0
 
 
+def novel(request: str, answer: str) -> float:
+    """Share of the answer's runs of three words that the request does not hold; 0 for an answer without words."""
+    found = words(answer)
+    size = min(NGRAM, len(found))
+    own, known = runs(found, size), set(runs(words(request), size))
+    return sum(run not in known for run in own) / len(own) if own else 0.0
+
+
 class Length:
     """Shorter over longer of the answer's and y_ref's words: 1 = as long as the teacher's answer, 0 = empty."""
 
@@ -77,15 +85,7 @@ class Novelty:
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         """One score in 0..1 for each completion."""
-        return [
-            self._one(words(as_text(prompt)), words(as_text(text)))
-            for prompt, text in zip(prompts, completions, strict=True)
-        ]
-
-    def _one(self, asked: list[str], found: list[str]) -> float:
-        size = min(NGRAM, len(found))
-        own, known = runs(found, size), set(runs(asked, size))
-        return sum(run not in known for run in own) / len(own) if own else 0.0
+        return [novel(as_text(prompt), as_text(text)) for prompt, text in zip(prompts, completions, strict=True)]
 
 
 class Language:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rbalign.config.synth import FilterConfig, SynthConfig
+from rbalign.scorers.form import novel
 from rbalign.synth.qa import pair_cause, question_cause
 from rbalign.synth.translate import transcript_cause, translation_cause
 from rbalign.text.language import speaks
@@ -76,8 +77,11 @@ def answered_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
     """Why the answer of a draft is none: `answer_cause`, and what the recipe's kind asks for."""
     text, answer = draft["text"], draft["answer"]
     cause = answer_cause(answer, StopReason(draft["answer_stop"]), config.filters)
-    if cause is not None or config.kind == "instructions":
+    if cause is not None:
         return cause
+    if config.kind == "instructions":
+        wanted = config.filters.min_novelty
+        return "echo" if wanted and novel(text, answer) < wanted else None
     if config.kind == "s2tt":
         return translation_cause(text, answer, config.s2tt)
     failed = draft.get("aliases_stop") == StopReason.FAILED
