@@ -84,7 +84,7 @@ def write_data(place):
 def offline(tmp_path, monkeypatch):
     """What is heard goes to this test's own cache; the embedder is 26 letters."""
     monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(eval_stage, "text_scorers", lambda notes: ({}, {"similarity": Letters()}))
+    monkeypatch.setattr(eval_stage, "text_scorers", lambda notes, examples: ({}, {"similarity": Letters()}))
 
 
 def test_from_recipe_to_results_and_out_again(tmp_path, folder, offline):
