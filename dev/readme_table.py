@@ -45,7 +45,7 @@ def section(name: str, results: dict) -> str:
     if spent:
         what = "10^12 operations of the language model (updates, and the one whose weights are evaluated)"
         said.append(f"- Training, {what}: {', '.join(spent)}.")
-    return "\n".join([note, "", *lines, "", *differences(asked), "", *said])
+    return "\n".join([note, "", *lines, "", *differences(asked), *said])
 
 
 def differences(results: Results) -> list[str]:
@@ -56,12 +56,13 @@ def differences(results: Results) -> list[str]:
             mark = "**" if row["p_holm"] is not None and row["p_holm"] < ADJUSTED else ""
             shown = f"{mark}{row['difference']:+.3f}{mark} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
             pairs.setdefault((row["a"], row["b"]), {})[label(row["metric"])] = shown
+    if not pairs:
+        return []
     metrics = list(dict.fromkeys(metric for cells in pairs.values() for metric in cells))
     lines = [f"| difference | {' | '.join(metrics)} |", "|" + "---|" * (len(metrics) + 1)]
-    return lines + [
-        f"| {ours} minus {theirs} | {' | '.join(cells.get(metric, '') for metric in metrics)} |"
-        for (ours, theirs), cells in pairs.items()
-    ]
+    for (ours, theirs), cells in pairs.items():
+        lines.append(f"| {ours} minus {theirs} | {' | '.join(cells.get(metric, '') for metric in metrics)} |")
+    return [*lines, ""]
 
 
 def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
