@@ -108,37 +108,30 @@ def test_drops_are_counted_by_cause_and_nothing_vanishes():
     assert all(e.answer.startswith("answer of") for e in acceptance.examples)
 
 
+def causes_of(said, **filters):
+    """What (instruction, answer) pairs fall to under these filters, counted."""
+    acceptance = Acceptance(SynthConfig(train=9, filters=FilterConfig(**filters)))
+    for number, (question, answer) in enumerate(said):
+        acceptance.add({"id": f"{number}", "text": question, "stop": "end", "answer": answer, "answer_stop": "end"})
+    return dict(acceptance.causes)
+
+
 def test_refusals_and_boilerplate_fall_only_where_the_recipe_says_so():
     said = [
         ("How do I cook rice for six people?", "I'm sorry, but I can't help with that."),
         ("How can I help you today?", "Hi."),
     ]
-    drafts = [
-        {"id": f"{i}", "text": q, "stop": "end", "answer": a, "answer_stop": "end"} for i, (q, a) in enumerate(said)
-    ]
-    causes = {}
-    for kept in (True, False):
-        acceptance = Acceptance(SynthConfig(train=9, filters=FilterConfig(refusals=kept)))
-        for draft in drafts:
-            acceptance.add(draft)
-        causes[kept] = dict(acceptance.causes)
+    causes = {kept: causes_of(said, refusals=kept) for kept in (True, False)}
     assert causes == {True: {}, False: {"refusal": 1, "boilerplate": 1}}
 
 
 def test_an_answer_that_says_the_request_again_falls_only_where_the_recipe_says_so():
+    """3 of 9 and 6 of 8 runs of three words are new."""
     said = [
         ("Can you help with the recipe for a corn chowder?", "Can you help me with the recipe for a corn chowder?"),
         ("How do I cook rice for six people?", "Rice for six people takes three cups and twenty minutes."),
     ]
-    drafts = [
-        {"id": f"{i}", "text": q, "stop": "end", "answer": a, "answer_stop": "end"} for i, (q, a) in enumerate(said)
-    ]
-    causes = {}
-    for least in (0.0, 0.5):  # 3 of 9 and 6 of 8 runs of three words are new
-        acceptance = Acceptance(SynthConfig(train=9, filters=FilterConfig(min_novelty=least)))
-        for draft in drafts:
-            acceptance.add(draft)
-        causes[least] = dict(acceptance.causes)
+    causes = {least: causes_of(said, min_novelty=least) for least in (0.0, 0.5)}
     assert causes == {0.0: {}, 0.5: {"echo": 1}}
 
 

@@ -72,7 +72,7 @@ def reference_work(
             Work("cascade", "qa", "cascade", first, greedy=True),
         ]
     if "wrong-audio" in references:
-        work += _wrong("base", single, first)
+        work += [*_wrong("base", "open", single), *_wrong("base", "qa", first)]
     return [one for one in work if one.items]
 
 
@@ -91,12 +91,11 @@ def arm_work(
         Work(folder, "qa-text", "text", first, greedy=True),
     ]
     if "wrong-audio" in references:
-        work += _wrong(folder, single, ())
+        work += _wrong(folder, "open", single)
     return [one for one in work if one.items]
 
 
-def _wrong(folder: str, single: Sequence[Item], first: Sequence[Item]) -> list[Work]:
-    several = len({item.example.id for item in single}) > 1
-    asked = len({item.example.id for item in first}) > 1
-    work = [Work(folder, "open-wrong-audio", "wrong-audio", single if several else ())]
-    return [*work, Work(folder, "qa-wrong-audio", "wrong-audio", first if asked else (), greedy=True)]
+def _wrong(folder: str, kind: str, items: Sequence[Item]) -> list[Work]:
+    """The items on other items' clips, where there are others."""
+    several = len({item.example.id for item in items}) > 1
+    return [Work(folder, f"{kind}-wrong-audio", "wrong-audio", items, greedy=kind == "qa")] if several else []

@@ -93,11 +93,11 @@ class ClipCache:
         have = {name: self._kept[name] for name in names if name in self._kept}
         missing = {name: view for name, view in zip(names, views, strict=True) if name not in have}
         folder = self.folder if share else None
-        for name in list(missing) if folder else ():
-            value = folder.read(*name) if folder else None
-            if value is not None:
-                del missing[name]
-                self._keep(name, value, have)
+        if folder:
+            for name in list(missing):
+                if (value := folder.read(*name)) is not None:
+                    del missing[name]
+                    self._keep(name, value, have)
         todo = sorted(missing, key=lambda name: missing[name].seconds)
         for start in range(0, len(todo), ENCODE_BATCH):
             batch = todo[start : start + ENCODE_BATCH]
