@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from rbalign.data.dataset import Dataset
 from rbalign.remote.pace import Clock
+from rbalign.rundir.run import RunDir
+from rbalign.stages.chain import chain
 
 
 @dataclass(frozen=True)
@@ -192,3 +195,20 @@ def clip(seconds: float = 0.5, rate: int = 24_000, pitch: float = 200.0, kind: s
     tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate)
     soundfile.write(sink, tone.astype(np.float32), rate, format=kind, subtype="PCM_16")
     return sink.getvalue()
+
+
+def start(recipe, runs):
+    """Run synth, or go on with it; the dataset."""
+    with RunDir.open(runs, recipe) as run:
+        chain(recipe, run, only="synth")
+        return Dataset.open(run.path("data"))
+
+
+def content(data):
+    """Examples, and views with their bytes, in one order."""
+    return data.examples(), [(v.id, v.spec, v.flac) for v in sorted(data.views(), key=lambda v: v.id)]
+
+
+def bodies(asked):
+    """Requests as comparable texts."""
+    return [json.dumps([one.path, one.body], sort_keys=True) for one in asked]

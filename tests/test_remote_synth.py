@@ -8,19 +8,18 @@ import threading
 
 import openai  # noqa: F401 - before the fork below, so that each child need not
 import pytest
-from loopback import Loopback, chat, clip, completion, status
+from loopback import Loopback, bodies, chat, clip, completion, content, start, status
 
 from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
 from rbalign.config.load import dump_recipe, load_recipe
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig, TeacherConfig
 from rbalign.config.synth import SynthConfig, ViewPlan
-from rbalign.data.dataset import Dataset
 from rbalign.errors import RunError, UsageError
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.stages import align, synth
-from rbalign.stages.chain import chain, settings
+from rbalign.stages.chain import settings
 from rbalign.stages.voices import bank_of_dataset
 
 KEY = "sk-very-secret-0123456789"
@@ -78,20 +77,6 @@ def recipe_for(world, **more):
         teacher=TeacherConfig(endpoint=endpoint),
         synth=config.model_copy(update={"endpoint_voices": voices}),
     )
-
-
-def start(recipe, runs):
-    with RunDir.open(runs, recipe) as run:
-        chain(recipe, run, only="synth")
-        return Dataset.open(run.path("data"))
-
-
-def content(data):
-    return data.examples(), [(v.id, v.spec, v.flac) for v in sorted(data.views(), key=lambda v: v.id)]
-
-
-def bodies(asked):
-    return [json.dumps([one.path, one.body], sort_keys=True) for one in asked]
 
 
 def test_three_instructions_from_servers_alone(world, tmp_path, capfd):

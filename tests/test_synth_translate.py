@@ -9,7 +9,7 @@ import openai  # noqa: F401 - before the fork below, so that each child need not
 import pytest
 import soundfile
 from aligning import tiny_policy
-from loopback import Loopback, chat, clip, completion, status
+from loopback import Loopback, bodies, chat, clip, completion, content, start, status
 
 from rbalign.audio.io import read_audio
 from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
@@ -19,14 +19,13 @@ from rbalign.config.load import load_recipe
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import TeacherConfig
 from rbalign.config.synth import FilterConfig, SynthConfig, ViewPlan
-from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, UsageError
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.stages.arms import load_items
 from rbalign.stages.card import dataset_card
-from rbalign.stages.chain import chain
 from rbalign.stages.named import dataset_named
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.synth import recordings
@@ -219,20 +218,6 @@ def recipe_for(world, source, can=("chat",), **more):
     s2tt = S2ttConfig(target="de", source=None if source is None else str(source), max_seconds=5.0)
     synth = SynthConfig(kind="s2tt", s2tt=s2tt, **table)
     return Recipe(name="talk", teacher=TeacherConfig(endpoint=endpoint), synth=synth)
-
-
-def start(recipe, runs):
-    with RunDir.open(runs, recipe) as run:
-        chain(recipe, run, only="synth")
-        return Dataset.open(run.path("data"))
-
-
-def content(data):
-    return data.examples(), [(v.id, v.spec, v.flac) for v in sorted(data.views(), key=lambda v: v.id)]
-
-
-def bodies(asked):
-    return [json.dumps([one.path, one.body], sort_keys=True) for one in asked]
 
 
 def test_recordings_are_translated_and_kept_as_views(world, tmp_path, capsys):
