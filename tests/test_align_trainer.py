@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,17 +152,25 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, arm, changes, killed_
     assert json.loads(late)["update"] == killed_at  # later than the checkpoint: to be cut back and made again
     metrics.write_text("".join(f"{line}\n" for line in [*kept, json.dumps(json.loads(late) | {"loss": 99.0})]))
     again = trained(tmp_path / "cut", arm, **changes)
-    assert_same(whole, again, tolerance=1e-6)
+    # It hears in other batches: noise of float32, which Adam makes 2e-6 of weights that move by 1e-2 an update.
+    assert_same(whole, again)
     ids = [{s["id"]: s["ids"] for s in read_rows(tmp_path / name / "samples.jsonl")} for name in ("whole", "cut")]
     assert ids[0] == ids[1]
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
+def test_a_broken_checkpoint_is_passed_over_and_said(tmp_path, capfd, name):
     whole = trained(tmp_path / "whole", "sft")
     trained(tmp_path / "cut", "sft")
-    state = tmp_path / "cut/checkpoints/checkpoint-4/trainer_state.json"
-    state.write_text(state.read_text()[:50])
+    file = tmp_path / "cut/checkpoints/checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    if name == "optimizer.pt":  # as long as before, with one byte of a tensor changed
+        content[len(content) // 2] ^= 1
+    else:
+        del content[50:]
+    file.write_bytes(content)
     assert_same(whole, trained(tmp_path / "cut", "sft"))
+    assert "checkpoint-4 is not whole" in capfd.readouterr().err
 
 
 def test_fit_again_after_the_end_does_nothing(tmp_path):
@@ -199,17 +208,57 @@ def test_rba_single_at_the_first_update_is_half_beta_times_sft(tmp_path):
     assert rows[0]["gradient_norm_single"] == pytest.approx(rows[0]["gradient_norm"], rel=1e-5)
 
 
+def getting_worse(policy):
+    """Validation that every update makes worse: answers of a token that no training answer has."""
+    taught = {int(token) for item in tiny_items(policy) for token in item.answer}
+    other = next(token for token in range(200, 300) if token not in taught)
+    return [replace(item, answer=torch.full((5,), other)) for item in tiny_items(policy, count=3)]
+
+
 def test_the_best_checkpoint_on_validation_is_kept(tmp_path):
     policy = tiny_policy()
-    validation = tiny_items(policy, count=3)
-    absurd = {"learning_rate": 1.0, "lr_scheduler_type": "constant"}
-    made = trainer(tmp_path, "sft", policy, validation=validation, select_by="validation", updates=8, args=absurd)
+    made = trainer(tmp_path, "sft", policy, validation=getting_worse(policy), select_by="validation", updates=8)
     made.fit()
     curve = {row["update"]: row["nll"] for row in read_rows(tmp_path / "validation.jsonl")}
-    assert set(curve) == {2, 4, 6, 8}
-    best = min(curve.values())
-    assert best < curve[8]  # the learning rate is absurd: the last checkpoint is not the best
-    assert made.evaluate()["eval_nll"] == pytest.approx(best, abs=1e-5)
+    assert list(curve) == [2, 4, 6, 8]
+    assert curve[2] < curve[8] - 0.05
+    assert made.evaluate()["eval_nll"] == pytest.approx(curve[2], abs=1e-5)
+
+
+def test_training_stops_when_validation_gets_worse(tmp_path):
+    """And an arm that was killed between its stop and its end does not train on."""
+    settings = {"select_by": "validation", "updates": 20, "patience": 2, "save_every": 1}
+    weights = []
+    for _ in range(2):
+        policy = tiny_policy()
+        made = trainer(tmp_path, "sft", policy, validation=getting_worse(policy), **settings)
+        made.fit()
+        assert [row["update"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+        assert (made.state.global_step, made.state.best_global_step) == (3, 1)
+        weights.append({name: value.clone() for name, value in policy.trainable().items()})
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    with pytest.raises(ValueError, match='select_by = "validation"'):
+        config(patience=2)
+
+
+@pytest.mark.parametrize("arm", ["sft", "kd", "everything"])
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(tmp_path, arm):
+    def measured(folder, checkpointing):
+        policy = tiny_policy()
+        policy.gradient_checkpointing = checkpointing
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            made = trainer(folder, arm, policy, updates=3)
+            made.fit()
+        return policy.trainable(), list(read_rows(folder / "metrics.jsonl")), sum(kept)
+
+    plain, rows, much = measured(tmp_path / "plain", False)
+    weights, again, less = measured(tmp_path / "again", True)
+    assert less < 0.7 * much
+    for one, other in zip(rows, again, strict=True):
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    for name, value in plain.items():
+        torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=1e-4)
 
 
 def test_order_is_keyed_and_every_epoch_visits_all():

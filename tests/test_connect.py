@@ -18,7 +18,8 @@ from rbalign.train import connect_trainer
 from rbalign.train.augment import augment_samples, mask_features
 from rbalign.train.connect import learnable, train_connector
 from rbalign.train.connect_plan import MAX_SECONDS, Clips, plan_easy, plan_epoch, plan_validation
-from rbalign.train.connect_trainer import joined_samples, last_whole_checkpoint
+from rbalign.train.connect_trainer import joined_samples
+from rbalign.train.resume import last_checkpoint
 from rbalign.train.spelling import Spelling, choose_tokens
 
 
@@ -191,7 +192,7 @@ class TestTraining:
         torn = tmp_path / "torn" / "checkpoints" / "checkpoint-9"
         torn.mkdir()
         (torn / "trainer_state.json").write_text("{")
-        assert last_whole_checkpoint(torn.parent) == torn.parent / "checkpoint-8"
+        assert last_checkpoint(torn.parent) == torn.parent / "checkpoint-8"
         steps: list[int] = []
 
         def counted(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]

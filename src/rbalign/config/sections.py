@@ -136,7 +136,15 @@ class GrpoConfig(Section):
 class AlignConfig(Section):
     """`rba align`: reinforcement on the model's own samples, beside its distillation baselines."""
 
-    younger: ClassVar[tuple[str, ...]] = ("model", "mixtures", "grpo", "min_score_gap", "args_of")
+    younger: ClassVar[tuple[str, ...]] = (
+        "model",
+        "mixtures",
+        "grpo",
+        "min_score_gap",
+        "args_of",
+        "patience",
+        "gradient_checkpointing",
+    )
 
     model: str | None = None
     """A folder with a speech LLM of transformers (docs/models.md), in the place of connector and language model."""
@@ -157,6 +165,9 @@ class AlignConfig(Section):
     """All views of this many instructions make one update."""
     micro_batch: Positive = 8
     """Views in one forward and backward; changes memory and time, never the result."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more
+    time in the step, the same gradients."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Arms that train side by side, a process each; 0 takes one a core as far as the memory allows, and one beside a
     GPU or under a launcher."""
@@ -194,6 +205,8 @@ class AlignConfig(Section):
     """ARM = {...} over `args` for one arm, and for the arm that matches it: what equal tuning chose for each."""
     select_by: Literal["last", "validation"] = "last"
     """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop an arm after so many checkpoints in a row without a better one on validation; 0 trains to the end."""
     save_every: Positive = 10
     """Updates between checkpoints; a resume starts from the last."""
 
@@ -221,6 +234,12 @@ class AlignConfig(Section):
         for arm in self.args_of:
             if arm not in (known := [*ARMS, *self.mixtures]):
                 raise unknown("[align.args_of] arm", arm, known, "a matched arm takes those of the arm that it matches")
+        return self
+
+    @model_validator(mode="after")
+    def _stops_by_validation(self) -> Self:
+        if self.patience and self.select_by != "validation":
+            raise ValueError(f'patience = {self.patience} watches validation: set select_by = "validation"')
         return self
 
     @model_validator(mode="after")

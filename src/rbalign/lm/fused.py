@@ -33,6 +33,19 @@ class _Layer:
     gate_up: Tensor
     down: Tensor
 
+    @classmethod
+    def room_for(cls, layer: Any) -> _Layer:
+        """The norms of a decoder block, which are read where they are, and room for its projections."""
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            norm_attention=layer.input_layernorm.weight,
+            norm_mlp=layer.post_attention_layernorm.weight,
+            qkv=_room(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=_room(attention.o_proj),
+            gate_up=_room(mlp.gate_proj, mlp.up_proj),
+            down=_room(mlp.down_proj),
+        )
+
 
 @dataclass(slots=True)
 class _Cache:
@@ -63,6 +76,7 @@ class FusedSampler:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.epsilon = config.rms_norm_eps
         self.prefix_passes = 0
+        self.layers = [_Layer.room_for(layer) for layer in self.decoder.layers]
         self.refresh()
 
     @staticmethod
@@ -77,20 +91,14 @@ class FusedSampler:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the current weights, LoRA merged in."""
-        self.layers = [
-            _Layer(
-                norm_attention=layer.input_layernorm.weight,
-                norm_mlp=layer.post_attention_layernorm.weight,
-                qkv=_fused(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
-                out=_fused(layer.self_attn.o_proj),
-                gate_up=_fused(layer.mlp.gate_proj, layer.mlp.up_proj),
-                down=_fused(layer.mlp.down_proj),
-            )
-            for layer in self.decoder.layers
-        ]
-        head = self.model.get_output_embeddings()
-        self.head = _merged(head).t()
+        """Copy the current weights, LoRA merged in, over the former copy: a second one beside it would be 425 MB."""
+        for own, layer in zip(self.layers, self.decoder.layers, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            _fuse(own.qkv, attention.q_proj, attention.k_proj, attention.v_proj)
+            _fuse(own.out, attention.o_proj)
+            _fuse(own.gate_up, mlp.gate_proj, mlp.up_proj)
+            _fuse(own.down, mlp.down_proj)
+        self.head = _merged(self.model.get_output_embeddings()).t()
 
     @torch.no_grad()
     def sample(
@@ -222,9 +230,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + turned * sin[:, None]
 
 
-def _fused(*projections: Any) -> Tensor:
-    """Several projections of one input side by side, transposed and contiguous: (D, sum of outputs)."""
-    return torch.cat([_merged(p) for p in projections]).t().contiguous()
+def _room(*projections: Any) -> Tensor:
+    """Where several projections of one input will stand side by side, transposed: (D, sum of outputs)."""
+    weights = [projection.weight for projection in projections]
+    return weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
+
+
+def _fuse(room: Tensor, *projections: Any) -> None:
+    """Write them there."""
+    widths = [len(projection.weight) for projection in projections]
+    for part, projection in zip(room.split(widths, dim=1), projections, strict=True):
+        part.copy_(_merged(projection).t())
 
 
 def _merged(projection: Any) -> Tensor:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from rbalign.errors import DataError, UsageError
 from rbalign.keys import Key
 from rbalign.lm.branches import branch_hidden
+from rbalign.lm.checkpointing import checkpointed
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logits
 from rbalign.lm.lora import lora_off
-from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch
+from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch, whole_rows
 from rbalign.speechlm.clipcache import ClipCache, ClipFolder
 from rbalign.speechlm.ctc import log_sum_exp_rows
 from rbalign.teacher.local import best_sampler
@@ -66,6 +67,8 @@ class Policy(nn.Module, ABC):
         self.system, self.end_ids = system, end_ids
         self.operations = 0.0
         """Floating-point operations of the language model's matrix products so far."""
+        self.gradient_checkpointing = False
+        """Compute what lies between the layers' inputs again for the backward pass, where `measure` has one."""
         self.cache = ClipCache(CACHE_BYTES, heard)
         self._peft: list[Any] = []  # a list hides it from nn.Module: its tensors are those of `speech`
         self._sampler: Sampler | None = None
@@ -179,6 +182,15 @@ class Policy(nn.Module, ABC):
         self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], want: Wanted = "logprobs"
     ) -> tuple[Tensor, Tensor]:
         """`forward` on any prompts. Prompt and shared prefix are run once, whatever hangs on them."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            prompts = Prompts(whole_rows(self.lm, prompts))  # a cache of the shared prefix would be filled twice
+            with checkpointed(self.lm):
+                return self._measure(prompts, completions, want)
+        return self._measure(prompts, completions, want)
+
+    def _measure(
+        self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], want: Wanted
+    ) -> tuple[Tensor, Tensor]:
         flat = [ids for branches in completions for ids in branches]
         self._count(prompts, completions)
         head = self.lm.get_output_embeddings()

@@ -114,6 +114,7 @@ class Arms:
         self.recipe, self.run, self.config = recipe, run, align_config(recipe)
         options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
         self.policy: Policy = open_policy(recipe, run, share=True, **options)
+        self.policy.gradient_checkpointing = self.config.gradient_checkpointing
         cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
         self.items, self.left_out = load_items(self.policy, data, bank, Split.TRAIN, cap)
         self.validation: list[Item] = []
@@ -149,7 +150,8 @@ class Arms:
         final = final_folder(self.run, arm, seed)
         self.policy.save(final)
         best = trainer.state.best_global_step if self.config.select_by == "validation" else None
-        about: dict[str, Any] = {"arm": arm, "seed": seed, "updates": updates, "selected_update": best or updates}
+        taken = trainer.state.global_step if updates else 0  # fewer than asked where validation has stopped it
+        about: dict[str, Any] = {"arm": arm, "seed": seed, "updates": taken, "selected_update": best or taken}
         about["examples"] = len(self.items)
         about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}

@@ -17,7 +17,7 @@ from rbalign.keys import Key
 from rbalign.lm.templates import around_user, end_ids
 from rbalign.rundir.files import sha256_file
 from rbalign.rundir.journal import Journal
-from rbalign.rundir.progress import progress
+from rbalign.rundir.progress import note, progress
 from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.base import REPEAT
 from rbalign.speechlm.connector import WEIGHTS, average_with, connector_folder, save_connector
@@ -26,7 +26,8 @@ from rbalign.speechlm.modeling import IGNORED, RbaSpeechForConditionalGeneration
 from rbalign.text.normalise import wer
 from rbalign.train.connect_plan import SPEEDS, Clips, Item, plan_easy, plan_epoch, plan_validation, shortened
 from rbalign.train.connect_tasks import ConnectTask, CtcTask, TeachTask
-from rbalign.train.connect_trainer import Batches, ConnectTrainer, Curves, Target, joined_text, last_whole_checkpoint
+from rbalign.train.connect_trainer import Batches, ConnectTrainer, Curves, Target, joined_text
+from rbalign.train.resume import last_checkpoint
 from rbalign.train.spelling import Spelling
 
 DEFAULT_ARGS: dict[str, Any] = {
@@ -84,7 +85,7 @@ def train_connector(
     adapter, tests = model.adapter, plan_validation(judged, config.seconds_per_batch)
     task, target, judge_target = _task(model, tokenizer, config, heard, judged)
     args = _arguments(given, len(batches), folder / "checkpoints", isinstance(task, CtcTask))
-    checkpoint = last_whole_checkpoint(folder / "checkpoints")
+    checkpoint = last_checkpoint(folder / "checkpoints", note)
     done = int(checkpoint.name.removeprefix("checkpoint-")) if checkpoint else 0
     with (
         Journal(folder / "metrics.jsonl", key="key") as journal,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,15 +125,3 @@ class Curves(TrainerCallback):  # type: ignore[misc]
         seconds = round(time.monotonic() - self.started, 1)
         self.journal.append([{"key": f"{kind}-{state.global_step}", "step": state.global_step, "kind": kind,
                               "seconds": seconds, **logs}])  # fmt: skip
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: `trainer_state.json` is the last file of each."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        whole.append((int(state["global_step"]), checkpoint))
-    return max(whole)[1] if whole else None

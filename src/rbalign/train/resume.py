@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rbalign.errors import UsageError
@@ -12,6 +13,8 @@ from rbalign.rundir.files import atomic_write
 from rbalign.rundir.journal import read_rows
 
 STATE_FILE = "trainer_state.json"
+ZIPPED = (".bin", ".pt", ".pth")
+"""What torch.save writes: a zip, which has a checksum of each of its parts."""
 
 
 def keyed_order(names: Sequence[str], updates: int, per_update: int, seed: int) -> list[int]:
@@ -33,16 +36,50 @@ def keyed_order(names: Sequence[str], updates: int, per_update: int, seed: int) 
     return places[: updates * per_update]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: its state file is written last, so it must parse."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+def last_checkpoint(folder: Path, say: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest checkpoint whose files are all whole; `say` hears why a newer one is passed over."""
+    found = sorted(folder.glob("checkpoint-*"), key=_number, reverse=True)
     for path in found:
-        try:
-            state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if state.get("global_step") == int(path.name.rpartition("-")[2]):
+        fault = _fault(path)
+        if fault is None:
             return path
+        say(f"{path} is not whole ({fault}): going on from the checkpoint before it")
+    return None
+
+
+def stopped_early(checkpoint: Path, patience: int) -> bool:
+    """Whether validation had ended the training that wrote this checkpoint; `patience` 0 never does."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    counted = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
+    return 0 < patience <= int(counted.get("early_stopping_patience_counter", 0))
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files. Its state is written last, so a torn save has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        if state.get("global_step") != _number(checkpoint):
+            return f"{STATE_FILE} is of step {state.get('global_step')}"
+    except (OSError, ValueError):
+        return f"{STATE_FILE} is missing or torn"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in ZIPPED:
+                with zipfile.ZipFile(path) as parts:
+                    torn = parts.testzip()
+                if torn is not None:
+                    return f"{path.name} has a wrong checksum at {torn}"
+        except (OSError, SafetensorError, zipfile.BadZipFile):
+            return f"{path.name} is torn"
     return None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import PrinterCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 
 from rbalign.config.mixtures import needs
 from rbalign.config.sections import AlignConfig
@@ -25,6 +25,7 @@ from rbalign.keys import Key
 from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import Journal
+from rbalign.rundir.progress import note
 from rbalign.scorers.base import Scorer
 from rbalign.speechlm.base import Policy
 from rbalign.train.arguments import training_arguments
@@ -39,7 +40,7 @@ from rbalign.train.batches import (
 from rbalign.train.diagnostics import Phases, finite, rollout_counts
 from rbalign.train.objectives import Loss, sft
 from rbalign.train.reference import Reference
-from rbalign.train.resume import cut_back, keyed_order, last_checkpoint
+from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, stopped_early
 from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, sample_rows, score_groups
 
 TERM_NORMS_EVERY = 5
@@ -97,12 +98,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             data_collator=list,
             train_dataset=[items[place] for place in order],
             eval_dataset=list(validation) or None,
+            callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
         )
         self.remove_callback(PrinterCallback)
 
     def fit(self) -> None:
         """Train to the last update, from the newest complete checkpoint if there is one."""
-        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        checkpoint = last_checkpoint(Path(self.args.output_dir), note)
         done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         paths = {name: self.folder / f"{name}.jsonl" for name in ("metrics", "samples", "validation")}
         if self.is_world_process_zero():
@@ -111,6 +113,9 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if checkpoint:
             self.reference.load(checkpoint)
+            if stopped_early(checkpoint, self.config.patience):  # nothing is left to do but to load the best one
+                self.args.max_steps = done
+                self.train_dataset = self.train_dataset[: done * self.config.examples_per_update]
         with ExitStack() as stack:
             self.journals: dict[str, Journal] = {}
             if self.is_world_process_zero():
@@ -172,6 +177,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         metrics = {"eval_nll": total / tokens}
         if self.journals:
             self.journals["validation"].append([{"update": self.state.global_step, "nll": metrics["eval_nll"]}])
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
