@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rbalign.config.sections import AlignConfig
 from rbalign.keys import Key
 from rbalign.lm.logprobs import completion_logprobs
+from rbalign.lm.sampler import whole_rows
 from rbalign.train.diagnostics import rollout_counts
 from rbalign.train.rollout import best_and_worst, draw_groups, restore_groups, sample_rows, score_groups
 
@@ -91,6 +92,56 @@ def test_scorers_get_what_they_need(policy, items):
         expected, _ = completion_logprobs(policy.lm, prompts, [d.ids for d in drawn])
     for row, one in enumerate(drawn[1:], start=1):
         assert one.score == pytest.approx(float(expected[row].sum()), abs=1e-4)
+
+
+class Keeps:
+    """Scores nothing and keeps the columns that it was given."""
+
+    name = "keeps"
+
+    def __init__(self, *needs):
+        self.needs = frozenset(needs)
+
+    def __call__(self, prompts, completions, completion_ids, **columns):
+        self.seen = columns
+        return [None] * len(completions)
+
+
+def plain_states(policy, prompts, ids):
+    """States of every layer before each token, of one unpadded row through the plain decoder: (T, L, D)."""
+    (row,) = whole_rows(policy.lm, prompts)
+    whole = torch.cat([row, policy.lm.get_input_embeddings()(ids[:-1])])[None]
+    with torch.no_grad():
+        output = policy.lm.get_decoder()(inputs_embeds=whole, use_cache=False, output_hidden_states=True)
+    return torch.stack([layer[0, len(row) - 1 :] for layer in output.hidden_states[1:]], dim=1)
+
+
+@pytest.mark.parametrize("branching", [True, False])
+def test_hidden_cosines_are_those_of_speech_and_text_over_the_same_tokens(policy, items, branching, monkeypatch):
+    monkeypatch.setattr(policy, "_branching", branching)
+    with torch.no_grad():  # an untrained LoRA is no student yet
+        for name, value in policy.trainable().items():
+            if "lora_B" in name:
+                value.normal_(0, 0.1)
+    policy.refresh()
+    groups = draw_groups(policy, items, policy.params(1.0, 1.0, 5), Key(3, "r"), 2)
+    scorer = Keeps("hidden_cosines", "view", "group")
+    score_groups(policy, groups, scorer)
+    drawn = [(group, one) for group in groups for one in group.drawn]
+    assert scorer.seen["view"] == [one.view.index for _, one in drawn]
+    assert {len(one.ids) for _, one in drawn} != {1}
+    for (group, one), values in zip(drawn, scorer.seen["hidden_cosines"], strict=True):
+        student = plain_states(policy, policy.prompts([one.view]), one.ids)
+        with policy.lora_off():
+            reader = plain_states(policy, policy.text_prompts([group.item.example.instruction]), one.ids)
+        expected = torch.nn.functional.cosine_similarity(student, reader, dim=-1).mean(-1)
+        assert values == pytest.approx(expected.tolist(), abs=1e-4)
+        assert all(abs(value) < 0.999 for value in values)
+    with torch.no_grad():
+        for name, value in policy.trainable().items():
+            if "lora_B" in name:
+                value.zero_()
+    policy.refresh()
 
 
 def test_rows_bring_the_groups_back(policy, items):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rbalign import scorers
 from rbalign.errors import DataError, UsageError
+from rbalign.eval.consistency import pair_mean
 from rbalign.scorers.base import as_text
 from rbalign.scorers.constraints import follows
 from rbalign.scorers.qa import matches, tokens
@@ -28,7 +29,7 @@ class LetterCounts:
 
 
 def score(name, completions, **columns):
-    resources = {"embedder": LetterCounts()} if name == "similarity" else {}
+    resources = {"embedder": LetterCounts()} if name in ("similarity", "consistency") else {}
     return scorers.build(name, **resources)(["?"] * len(completions), completions, [[]] * len(completions), **columns)
 
 
@@ -122,10 +123,63 @@ def test_likelihood_is_the_mean_and_bounded():
     assert scorers.build("teacher-likelihood").needs == {"teacher_logprobs"}
 
 
+def test_hidden_similarity_is_the_mean_cosine_of_the_tokens():
+    columns = {"hidden_cosines": [[1.0, 0.5], [], None, [float("nan")], [1.5], [-0.25]]}
+    assert score("hidden-similarity", ["x"] * 6, **columns) == [0.75, None, None, None, 1.0, -0.25]
+    assert scorers.build("hidden-similarity").needs == {"hidden_cosines"}
+
+
+def test_consistency_by_hand():
+    """Letters: ab to a is 1/sqrt 2, ab to b likewise, a to b 0; a view's own second sample does not count."""
+    said = ["ab", "a", "a", "b", "", "a"]
+    groups, views = ["e1", "e1", "e1", "e1", "e2", "e2"], [0, 1, 1, 2, 0, 1]
+    half = 1 / np.sqrt(2)
+    found = score("consistency", said, group=groups, view=views)
+    assert found == pytest.approx([half, half / 2, half / 2, half / 3, 0.0, 0.0], abs=1e-6)
+
+
+def test_consistency_needs_another_view_of_a_known_instruction():
+    one_view = score("consistency", ["a", "a"], group=["e", "e"], view=[1, 1])
+    nobodys = score("consistency", ["a", "a", "a"], group=["e", "f", None], view=[1, 2, 3])
+    assert one_view + nobodys + score("consistency", ["a", "a"]) == [None] * 7
+    assert scorers.build("consistency", embedder=LetterCounts()).needs == {"group", "view"}
+
+
+letters = st.lists(st.tuples(st.text("abc", max_size=3), st.sampled_from("xyz"), st.integers(0, 2)), max_size=12)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(rows=letters, order=st.randoms(use_true_random=False))
+def test_consistency_does_not_depend_on_order_or_on_other_instructions(rows, order):
+    def scored(rows):
+        columns = {"group": [row[1] for row in rows], "view": [row[2] for row in rows]}
+        return score("consistency", [row[0] for row in rows], **columns)
+
+    whole = scored(rows)
+    places = list(range(len(rows)))
+    order.shuffle(places)
+    assert scored([rows[place] for place in places]) == pytest.approx([whole[place] for place in places])
+    for name in "xyz":
+        own = [place for place in places if rows[place][1] == name]
+        assert scored([rows[place] for place in own]) == pytest.approx([whole[place] for place in own])
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.lists(st.text("abcd", min_size=1, max_size=4), min_size=2, max_size=6))
+def test_the_mean_of_consistency_scores_is_the_metric(said):
+    """One answer a view: the reward's mean over them is the cross-view cosine that `rba eval` reports, by hand here."""
+    vectors = LetterCounts().embed(said)
+    pairs = [float(vectors[i] @ vectors[j]) for i in range(len(said)) for j in range(i)]
+    found = score("consistency", said, group=["e"] * len(said), view=list(range(len(said))))
+    assert np.mean(found) == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert pair_mean(vectors) == pytest.approx(np.mean(pairs), abs=1e-6)
+
+
 anything = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text(max_size=5), max_size=3), st.binary())
 BOUNDS = {
     "similarity": (-1, 1), "chrf": (0, 1), "bleu": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1),
     "qa-ultraeval": (0, 1), "qa-vocalbench": (0, 1),
+    "hidden-similarity": (-1, 1), "consistency": (-1, 1),
     "length": (0, 1), "repetition": (0, 1), "novelty": (0, 1), "language": (0, 1), "constraints": (0, 1),
 }  # fmt: skip
 
@@ -136,7 +190,8 @@ BOUNDS = {
 def test_total_and_bounded(name, rows):
     completions = [completion for completion, _ in rows]
     column = [target for _, target in rows]
-    values = score(name, completions, answer=column, reference=column, aliases=column, teacher_logprobs=column)
+    names = ("answer", "reference", "aliases", "teacher_logprobs", "hidden_cosines", "group", "view")
+    values = score(name, completions, **dict.fromkeys(names, column))
     low, high = BOUNDS[name]
     assert len(values) == len(rows)
     assert all(value is None or low <= value <= high for value in values)
@@ -230,7 +285,9 @@ def test_messages_and_lone_surrogates_are_texts():
 
 
 def test_unknown_name_and_resource():
-    assert scorers.names() == sorted(BOUNDS)
+    assert scorers.names() == sorted(
+        [*BOUNDS, "judge", "reward-model"]
+    )  # test_scorers_judge.py, test_scorers_reward.py
     with pytest.raises(UsageError, match="did you mean 'chrf'"):
         scorers.build("chrff")
     with pytest.raises(UsageError, match="constructor"):

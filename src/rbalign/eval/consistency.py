@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rbalign.eval.stats import Bootstrap, Estimate
+from rbalign.scorers.consistency import to_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +32,8 @@ class Consistency:
 
 
 def pair_mean(vectors: np.ndarray) -> float:
-    """Mean cosine over pairs of distinct rows: unit vectors (k, D) -> float; NaN below two rows.
-
-    Pairwise cosines sum to (|sum|^2 - sum of |v|^2) / 2, so no k x k matrix is needed.
-    """
-    count = len(vectors)
-    if count < 2:
-        return float("nan")
-    total = vectors.sum(axis=0, dtype=np.float64)
-    return float((total @ total - (vectors.astype(np.float64) ** 2).sum()) / (count * (count - 1)))
+    """Mean cosine over pairs of distinct rows: unit vectors (k, D) -> float; NaN below two rows."""
+    return float(to_others(vectors, range(len(vectors))).mean()) if len(vectors) > 1 else float("nan")
 
 
 def floor_draws(bootstrap: Bootstrap, centres: np.ndarray) -> np.ndarray:

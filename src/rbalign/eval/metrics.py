@@ -61,6 +61,8 @@ def optimised_by(terms: Iterable[str], scorer: str | Mapping[str, float] = "simi
         tainted.update([scorer] if isinstance(scorer, str) else scorer)
         if "similarity" in tainted:
             tainted |= {"similarity-answer", "consistency:minilm"}
+        if "consistency" in tainted:
+            tainted.add("consistency:minilm")
         if any(name.startswith("qa-") for name in tainted):  # another rule for the same accepted answers
             tainted.add("qa")
     return frozenset(tainted)

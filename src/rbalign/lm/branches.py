@@ -20,8 +20,11 @@ from rbalign.lm.sampler import Prompts, embed
 PROMPT, PADDING = 0, -1
 
 
-def branch_hidden(model: Any, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+def branch_hidden(
+    model: Any, prompts: Prompts, completions: Sequence[Sequence[Tensor]], layers: bool = False
+) -> tuple[Tensor, Tensor]:
     """Hidden states that predict each completion's tokens: (R, T, D), bool mask (R, T); R completions, row by row.
+    With `layers` those of every layer, the last one normed: (R, T, L, D).
 
     `completions[i]` are the branches (T_ij,) int64 after `prompts.rows[i]`; a row needs at least one position and one
     branch. Through the output layer each equals `lm.logprobs.completion_logits` of that branch alone (tested).
@@ -38,7 +41,7 @@ def branch_hidden(model: Any, prompts: Prompts, completions: Sequence[Sequence[T
         segments, positions = _layout(len(row), [len(tail) for tail in tails])
         owners.append(segments)
         offsets.append(positions)
-    hidden = _decode(model, prompts.shared, pieces, owners, offsets)
+    hidden = _decode(model, prompts.shared, pieces, owners, offsets, layers)
     places, mask = _places([len(row) for row in rows], completions)
     batch = torch.tensor([i for i, branches in enumerate(completions) for _ in branches], device=hidden.device)
     return hidden[batch[:, None], places.to(hidden.device)], mask.to(hidden.device)
@@ -52,9 +55,14 @@ def _layout(prompt: int, tails: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _decode(
-    model: Any, shared: Tensor | None, pieces: list[Tensor], owners: list[Tensor], offsets: list[Tensor]
+    model: Any,
+    shared: Tensor | None,
+    pieces: list[Tensor],
+    owners: list[Tensor],
+    offsets: list[Tensor],
+    layers: bool,
 ) -> Tensor:
-    """Last hidden states (B, W, D) of packed rows after the shared prefix, which is run once and then repeated."""
+    """Hidden states of packed rows after the shared prefix, which is run once and then repeated; see `states_of`."""
     decoder, start, cache = model.get_decoder(), 0, None
     if shared is not None and len(shared):
         start = len(shared)
@@ -74,8 +82,14 @@ def _decode(
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
+        output_hidden_states=layers,
     )
-    hidden: Tensor = output[0]
+    return states_of(output, layers)
+
+
+def states_of(output: Any, layers: bool) -> Tensor:
+    """A decoder's last hidden states (B, W, D), or those after each layer (B, W, L, D), embeddings left out."""
+    hidden: Tensor = torch.stack(output.hidden_states[1:], dim=2) if layers else output[0]
     return hidden
 
 

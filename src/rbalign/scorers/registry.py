@@ -22,6 +22,8 @@ CLASSES = {
     "repetition": ("form", "Repetition"),
     "novelty": ("form", "Novelty"),
     "language": ("form", "Language"),
+    "consistency": ("consistency", "Consistency"),
+    "hidden-similarity": ("likelihood", "HiddenSimilarity"),
 }
 """Name -> (module of this package, class)."""
 

@@ -99,6 +99,15 @@ def build_embedder(name: str) -> Embedder:
     return embedder
 
 
+def unit_vectors(embedder: Embedder, texts: Sequence[str]) -> np.ndarray:
+    """(N, D) float32 of N texts, each different one embedded once; zero vectors for empty ones."""
+    different = list(dict.fromkeys(text for text in texts if text))
+    vectors = embedder.embed(different) if different else np.zeros((0, 1), np.float32)
+    vectors = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), vectors.dtype)])
+    place = {text: row for row, text in enumerate(different)}
+    return np.asarray(vectors[[place.get(text, len(different)) for text in texts]])
+
+
 class Similarity:
     """Cosine of the answer's vector to the target's, in [-1, 1]. An empty answer scores 0.
 
@@ -117,14 +126,6 @@ class Similarity:
         """One cosine for each completion; None where the target is missing or empty."""
         texts = [as_text(text) for text in completions]
         targets = [as_text(target) for target in column(columns, self.against, len(texts))]
-        different = list(dict.fromkeys(text for text in [*texts, *targets] if text))
-        place = {text: row for row, text in enumerate(different)}
-        vectors = self._embedder.embed(different) if different else np.zeros((0, 1), np.float32)
-        return [self._one(text, target, place, vectors) for text, target in zip(texts, targets, strict=True)]
-
-    def _one(self, text: str, target: str, place: dict[str, int], vectors: np.ndarray) -> float | None:
-        if not target:
-            return None
-        if not text:
-            return 0.0
-        return float(np.clip(vectors[place[text]] @ vectors[place[target]], -1.0, 1.0))
+        vectors = unit_vectors(self._embedder, [*texts, *targets])
+        cosines = np.clip((vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=1), -1.0, 1.0)
+        return [float(cosine) if target else None for cosine, target in zip(cosines, targets, strict=True)]

@@ -23,7 +23,7 @@ from rbalign.keys import Key
 from rbalign.lm.branches import branch_hidden
 from rbalign.lm.checkpointing import checkpointed
 from rbalign.lm.fused import FusedSampler
-from rbalign.lm.logprobs import completion_logits
+from rbalign.lm.logprobs import completion_hidden, completion_logits
 from rbalign.lm.lora import lora_off
 from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch, whole_rows
 from rbalign.speechlm.clipcache import ClipCache, ClipFolder
@@ -195,8 +195,7 @@ class Policy(nn.Module, ABC):
         self._count(prompts, completions)
         head = self.lm.get_output_embeddings()
         if not self._branching:
-            rows = [row for row, own in zip(prompts.rows, completions, strict=True) for _ in own]
-            logits, mask = completion_logits(self.lm, Prompts(rows, prompts.shared), flat)
+            logits, mask = completion_logits(self.lm, _a_row_each(prompts, completions), flat)
             return _taken(logits, mask.bool(), flat, want)
         hidden, mask = branch_hidden(self.lm, prompts, completions)
         if want == "logits":
@@ -213,18 +212,28 @@ class Policy(nn.Module, ABC):
         with self.lora_off():
             return self.measure(self.text_prompts(texts), completions, "logits")
 
+    @torch.no_grad()
+    def states(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Hidden states of every layer before each token of each completion: (R,T,L,D), and bool mask (R,T)."""
+        self._count(prompts, completions, predicts=False)
+        if self._branching:
+            return branch_hidden(self.lm, prompts, completions, layers=True)
+        flat = [ids for branches in completions for ids in branches]
+        hidden, mask = completion_hidden(self.lm, _a_row_each(prompts, completions), flat, layers=True)
+        return hidden, mask.bool()
+
     def lora_off(self) -> AbstractContextManager[None]:
         """The untouched language model, for as long as the block runs."""
         return lora_off(self.lm)
 
-    def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> None:
+    def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], predicts: bool = True) -> None:
         shared = 0 if prompts.shared is None else len(prompts.shared)
         if self._branching:
             positions = shared + sum(map(len, prompts.rows)) + sum(len(ids) - 1 for own in completions for ids in own)
         else:
             pairs = zip(prompts.rows, completions, strict=True)
             positions = sum(shared + len(row) + len(ids) - 1 for row, own in pairs for ids in own)
-        predicted = sum(len(ids) for own in completions for ids in own)
+        predicted = sum(len(ids) for own in completions for ids in own) if predicts else 0
         passes = 2 if torch.is_grad_enabled() and self.trainable() else 1
         self.operations += passes * self._sizes.forward(positions, predicted)
 
@@ -317,6 +326,11 @@ class _Sizes:
     def forward(self, positions: int, predicted: int) -> float:
         """One forward pass. A backward pass through frozen weights costs the same again; attention is left out."""
         return 2.0 * (positions * self.body + predicted * self.head)
+
+
+def _a_row_each(prompts: Prompts, completions: Sequence[Sequence[Tensor]]) -> Prompts:
+    """A prompt for each completion, for models whose prompts cannot branch."""
+    return Prompts([row for row, own in zip(prompts.rows, completions, strict=True) for _ in own], prompts.shared)
 
 
 def _taken(logits: Tensor, mask: Tensor, completions: list[Tensor], want: Wanted) -> tuple[Tensor, Tensor]:
