@@ -55,19 +55,31 @@ def model_type(folder: Path) -> str:
 
 
 def load_model(folder: Path, class_name: str) -> Any:
-    """The weights of a folder in one of transformers' classes.
+    """The weights of a folder in one of transformers' classes."""
+    import transformers
+
+    return load_weights(folder, getattr(transformers, class_name), attn_implementation="sdpa")
+
+
+def load_weights(folder: Path, loader: Any, *, exact: bool = False, **settings: Any) -> Any:
+    """The weights of a folder by `loader.from_pretrained`. DataError if some are missing, or (`exact`) left over.
 
     Float32, because two-core AVX2 machines run bfloat16 matrix products about 100 times slower.
     """
     import torch
-    import transformers
 
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
-    loader = getattr(transformers, class_name)
+    settings |= {"dtype": torch.float32, "local_files_only": True}
     model, told = loader.from_pretrained(folder, output_loading_info=True, **settings)
     if told["missing_keys"]:  # transformers would go on with random ones
         lost = sorted(told["missing_keys"])
-        raise DataError(f"{folder} lacks {len(lost)} of the weights of {class_name}, first {lost[0]}", "fetch it again")
+        name = type(model).__name__
+        raise DataError(f"{folder} lacks {len(lost)} of the weights of {name}, first {lost[0]}", "fetch it again")
+    if exact and told["unexpected_keys"]:  # and without these, which some other class would have used
+        more = sorted(told["unexpected_keys"])
+        raise DataError(
+            f"{folder} holds {len(more)} weights that {type(model).__name__} has no place for, first {more[0]}",
+            "give a folder that was saved from that very class",
+        )
     return model
 
 

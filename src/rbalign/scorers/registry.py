@@ -24,6 +24,7 @@ CLASSES = {
     "language": ("form", "Language"),
     "consistency": ("consistency", "Consistency"),
     "hidden-similarity": ("likelihood", "HiddenSimilarity"),
+    "reward-model": ("reward", "RewardModel"),
 }
 """Name -> (module of this package, class)."""
 
