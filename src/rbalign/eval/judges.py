@@ -33,6 +33,10 @@ TIE = 1e-9
 _PLACE = re.compile(r"\{(\w+)\}")
 _VERDICT = re.compile(r"\bverdict\s*:\W*(1|2|tie)\b", re.IGNORECASE)
 _RESULT = re.compile(r"\bresult\s*:\W*(yes|no)\b", re.IGNORECASE)
+_SCORE = re.compile(r"""\bscore\s*:[\s*_"'<(\[]*([0-9]{1,3}(?:\.[0-9]{1,3})?)(?![\w.]*[0-9])""", re.IGNORECASE)
+"""A digit further on in the same word belongs to another number: 1234 and 1.2.3 are no scores, and -3 has no match."""
+WORST, BEST = 1.0, 10.0
+"""Of a rating."""
 PREFERENCE = {"1": 1.0, "2": 0.0, "tie": 0.5}
 
 
@@ -75,7 +79,7 @@ class Prompt:
 
 @cache
 def prompt(kind: str) -> Prompt:
-    """The prompt of judges.toml for "pairwise", "answer" or "reasoning"."""
+    """The prompt of judges.toml for "pairwise", "answer", "reasoning" or "rating"."""
     table = tomllib.loads(resources.files(__package__).joinpath("judges.toml").read_text(encoding="utf-8"))[kind]
     system, user = table["system"].strip(), table["user"].strip()
     return Prompt(f"{table['version']} ({stable_hash([system, user])[:8]})", system, user)
@@ -123,6 +127,11 @@ class LlmJudge:
         """Whether each answer shows reasoning."""
         parts = [{"request": request, "answer": answer} for request, answer in zip(requests, answers, strict=True)]
         return [yes(text) for text in self._told("reasoning", parts)]
+
+    def rate(self, requests: Sequence[str], answers: Sequence[str]) -> list[float | None]:
+        """How good each answer is, from 0 (a rating of 1) to 1 (of 10); None for a rating of anything else."""
+        parts = [{"request": request, "answer": answer} for request, answer in zip(requests, answers, strict=True)]
+        return [rating(text) for text in self._told("rating", parts)]
 
     def close(self) -> None:
         """Let go of connections and cache."""
@@ -187,6 +196,14 @@ def last(pattern: re.Pattern[str], text: str | None) -> str | None:
     """The last match's group, lower-cased: a judge may quote the form before it fills it in."""
     found = pattern.findall(text or "")
     return found[-1].lower() if found else None
+
+
+def rating(text: str | None) -> float | None:
+    """Of `Score: 1` .. `Score: 10` as 0..1; None of none and of a number beyond."""
+    found = last(_SCORE, text)
+    if found is None or not WORST <= float(found) <= BEST:
+        return None
+    return (float(found) - WORST) / (BEST - WORST)
 
 
 def yes(text: str | None) -> bool | None:

@@ -43,6 +43,10 @@ class RequestError(ServiceError):
         super().__init__(problem, cure)
         self.fault = fault
 
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, AttemptError]]:  # type: ignore[override]
+        """A worker's error reaches its parent as it was."""
+        return type(self), (self.problem, self.cure, self.fault)
+
 
 class EndpointError(RequestError):
     """No request can succeed: a refused key, a wrong path or model, a server that is gone."""

@@ -43,6 +43,10 @@ class AttemptError(Exception):
         self.after = after
         """The Retry-After header as it came."""
 
+    def __reduce__(self) -> tuple[type[AttemptError], tuple[str, Kind, bool, str | None]]:
+        """All of it survives the way from a worker to its parent."""
+        return type(self), (self.problem, self.kind, self.retry, self.after)
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

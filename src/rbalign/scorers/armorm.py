@@ -59,8 +59,8 @@ class ArmoRM(LlamaPreTrainedModel):  # type: ignore[misc]
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         rows = torch.arange(len(states), device=states.device)
         rewards = self.regression_layer(states[rows, attention_mask.sum(1) - 1]) @ self.reward_transform_matrix
-        gates: Tensor = self.gating(states[rows, gate_at])
-        return (gates * rewards).sum(dim=1)
+        score: Tensor = (self.gating(states[rows, gate_at]) * rewards).sum(dim=1)
+        return score
 
 
 def objectives(config: Any) -> int:

@@ -30,6 +30,11 @@ class Scorer(Protocol):
         ...
 
 
+def counts_of(scorer: Scorer) -> dict[str, float]:
+    """What a scorer counted so far beside its scores: answers cut short, requests sent. Most count nothing."""
+    return dict(getattr(scorer, "counts", {}))
+
+
 def as_text(completion: Any) -> str:
     """The text of a completion: a string, or a conversation in TRL's message form (its contents joined)."""
     if isinstance(completion, str):

@@ -25,6 +25,7 @@ CLASSES = {
     "consistency": ("consistency", "Consistency"),
     "hidden-similarity": ("likelihood", "HiddenSimilarity"),
     "reward-model": ("reward", "RewardModel"),
+    "judge": ("judged", "Judged"),
 }
 """Name -> (module of this package, class)."""
 

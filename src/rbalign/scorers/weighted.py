@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rbalign.scorers.base import Scorer
+from rbalign.scorers.base import Scorer, counts_of
 
 
 class Weighted:
@@ -16,6 +16,11 @@ class Weighted:
         self.name = "+".join(f"{weight:g}*{name}" for name, (_, weight) in self.parts.items())
         self.needs: frozenset[str] = frozenset().union(*(scorer.needs for scorer, _ in self.parts.values()))
         self._scale = sum(abs(weight) for _, weight in self.parts.values())
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        """Those of its parts."""
+        return {name: count for scorer, _ in self.parts.values() for name, count in counts_of(scorer).items()}
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any

@@ -26,7 +26,7 @@ from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import note
-from rbalign.scorers.base import Scorer
+from rbalign.scorers.base import Scorer, counts_of
 from rbalign.speechlm.base import Policy
 from rbalign.train.arguments import training_arguments
 from rbalign.train.batches import (
@@ -85,6 +85,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         self._samples: list[dict[str, Any]] = []
         self._stale: dict[str, Group] = {}
         self._operations = 0.0
+        self._counted: dict[str, float] = {}
         args = training_arguments(config, folder / "checkpoints", seed)
         if config.examples_per_update % args.world_size:
             raise UsageError(
@@ -142,6 +143,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             loss, row = self._gradients(model, pieces, references, totals, update)
         if "samples" in self.needs:
             row |= rollout_counts(groups, self.mixture, self.config, self._ties(update))
+            row |= self._summed([self._counted])
+            self._counted = {}
         row["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
         operations = torch.tensor(self.policy.operations - before, dtype=torch.float64)
         row["operations"] = float(self.accelerator.reduce(operations, "sum"))
@@ -227,7 +230,10 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if "scores" in self.needs:
             assert self.scorer is not None
             with clock("score"):
+                before = counts_of(self.scorer)
                 score_groups(self.policy, groups, self.scorer)
+            after = counts_of(self.scorer)
+            self._counted = {f"scorer_{name}": count - before[name] for name, count in after.items()}
         self._samples = list(gather_object([dict(row) for row in sample_rows(update, groups)]))
         return groups
 
