@@ -1,6 +1,8 @@
 """What each scorer, alone or with a guard, makes of degenerate answers to 100 real requests; one JSON line for each.
 
 python benchmarks/red_team.py [--out results/benchmarks/red_team.json] [similarity] [similarity=1,novelty=0.75]
+python benchmarks/red_team.py judge --judge JUDGE.toml
+python benchmarks/red_team.py reward-model --reward-model FOLDER
 
 The requests, the teacher's answers and the honest samples are in red_team_cases.jsonl (dev/red_team_cases.py).
 """
@@ -13,12 +15,19 @@ from pathlib import Path
 import torch
 
 from rbalign import assets, scorers
+from rbalign.config.load import load_judge
+from rbalign.eval.judges import LlmJudge
+from rbalign.remote.client import Client
 from rbalign.rundir.files import atomic_write
 from rbalign.scorers.red_team import ATTACKS, SAFE, Case, survival
+from rbalign.scorers.registry import SCORERS
 
 CASES = Path(__file__).with_name("red_team_cases.jsonl")
 RANKED = ("similarity", "chrf", "bleu", "teacher-likelihood", "length", "repetition", "novelty", "language")
-"""Scorers of open answers; qa and constraints want columns that these requests do not have."""
+"""Scorers of open answers; qa and constraints want columns that these requests do not have, consistency and
+hidden-similarity a policy that hears."""
+MIXED = ("similarity=1,novelty=0.75", "similarity=1,novelty=0.75,repetition=0.5")
+"""What recipe laptop and the default take."""
 
 
 def load_cases():
@@ -47,6 +56,22 @@ def columns_of(scorer):
     return columns
 
 
+def guarded(name):
+    """A scorer with its guard at its least weight, as it is named here; None without one."""
+    guard = SCORERS[name].guard
+    return ",".join([f"{name}=1", *(f"{other}={weight:g}" for other, weight in guard.items())]) if guard else None
+
+
+def build(name, options):
+    """The scorer or sum, with the models that the options name."""
+    given = parsed(name)
+    resources = {"reward-model": {"folder": options.reward_model}} if options.reward_model else {}
+    if options.judge:
+        config = load_judge(options.judge)
+        resources["judge"] = {"judge": LlmJudge(config, Client(config, assets.home()))}
+    return scorers.build(given, **resources.get(given, {}) if isinstance(given, str) else resources)
+
+
 def parsed(name):
     """A scorer's name, or a weighted sum written as a=1,b=0.5."""
     if "=" not in name:
@@ -56,13 +81,16 @@ def parsed(name):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("scorers", nargs="*", default=[*RANKED, "similarity=1,novelty=0.75"])
+    every = [*RANKED, *filter(None, map(guarded, RANKED)), *MIXED]
+    parser.add_argument("scorers", nargs="*", default=every)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--judge", type=Path)
+    parser.add_argument("--reward-model", type=Path)
     options = parser.parse_args()
     cases, rows = load_cases(), []
     with torch.no_grad():
         for name in options.scorers:
-            scorer = scorers.build(parsed(name))
+            scorer = build(name, options)
             shares = survival(scorer, cases, columns_of(scorer))
             row = {"scorer": name, **{attack: round(shares[attack], 3) for attack in ATTACKS}}
             row["safe"] = all(share >= SAFE for share in shares.values())

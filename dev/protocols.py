@@ -17,7 +17,7 @@ from recipe_reference import field_docs, table
 from rbalign.config.endpoints import JudgeEndpoint
 from rbalign.eval.judges import prompt
 from rbalign.eval.tasks.registry import Task, tasks
-from rbalign.scorers.registry import CLASSES
+from rbalign.scorers.registry import SCORERS
 
 TARGET = Path(__file__).parent.parent / "docs" / "protocols.md"
 HEAD = """# Protocols: what every number of a benchmark means
@@ -97,8 +97,8 @@ def task_section(task: Task) -> list[str]:
 
 def scorer_section(name: str) -> str:
     """A scorer's own words, of its class; of a module that holds a single rule, the module's."""
-    module, kind = CLASSES[name]
-    text = inspect.getdoc(getattr(importlib.import_module(f"rbalign.scorers.{module}"), kind)) or ""
+    own = SCORERS[name]
+    text = inspect.getdoc(getattr(importlib.import_module(f"rbalign.scorers.{own.module}"), own.kind)) or ""
     return f"- `{name}`: {' '.join(text.split())}"
 
 
@@ -110,10 +110,10 @@ def page() -> str:
     parts += [NO_TASKS.strip("\n"), ""]
     parts.append(JUDGES.strip("\n"))
     parts += ["", table(JudgeEndpoint, field_docs()), ""]
-    for kind in ("pairwise", "answer", "reasoning"):
+    for kind in ("pairwise", "answer", "reasoning", "rating"):
         asked = prompt(kind)
         parts += [f"Prompt {asked.name}:", "", "```text", asked.system, "", asked.user, "```", ""]
-    parts += ["## Scorers of single answers", "", *map(scorer_section, sorted(CLASSES)), ""]
+    parts += ["## Scorers of single answers", "", *map(scorer_section, sorted(SCORERS)), ""]
     return "\n".join(parts)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from aligning import LORA, tiny_policy
+from loopback import Loopback, bodies, chat, status
 from safetensors.torch import load_file
 from tiny import TEXTS, tiny_clip
 
@@ -12,9 +13,11 @@ from rbalign.audio.io import to_flac
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import RunError, UsageError
+from rbalign.remote.client import EndpointError
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.stages import align, arms
+from rbalign.stages.chain import settings
 from rbalign.types import Example, View, ViewSpec
 from rbalign.voices.bank import load_bank
 
@@ -181,6 +184,65 @@ def test_samples_are_the_policys_own():
     with pytest.raises(UsageError, match="temperature 1"):
         align.check(recipe(sampling={"temperature": 0.7}))
     align.check(recipe())
+
+
+def test_a_reward_that_is_unsafe_alone_is_refused_before_any_work():
+    with pytest.raises(UsageError, match=r"write scorer = { similarity = 1, novelty = 0.5 }"):
+        align.check(recipe(arms=["sft", "grpo"], scorer="similarity"))
+    align.check(recipe(arms=["sft"], scorer="similarity"))  # no arm is rewarded
+    align.check(recipe(arms=["rba-group"]))
+
+
+def test_a_reward_that_asks_a_model_needs_one(tmp_path, monkeypatch):
+    for scorer, line in (("judge", "judge = { url"), ({"reward-model": 1.0}, 'reward_model = "FOLDER"')):
+        with pytest.raises(UsageError, match=f"has no model to ask.*{line}"):
+            align.check(recipe(arms=["grpo"], scorer=scorer))
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    judge = {"url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "JUDGE_KEY"}
+    with pytest.raises(UsageError, match="JUDGE_KEY is not set"):
+        align.check(recipe(arms=["grpo"], scorer="judge", judge=judge))
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "id2label": {"0": "a", "1": "b"}}')
+    with pytest.raises(UsageError, match="has 2 labels"):
+        align.check(recipe(arms=["grpo"], scorer="reward-model", reward_model=str(tmp_path)))
+
+
+def test_the_price_of_a_judge_is_no_part_of_a_result():
+    judge = {"url": "http://127.0.0.1:1/v1", "model": "m"}
+    own = recipe(arms=["grpo"], scorer="judge", judge=judge)
+    slower = recipe(arms=["grpo"], scorer="judge", judge=judge | {"concurrency": 1, "retries": 0, "price_in": 3.0})
+    other = recipe(arms=["grpo"], scorer="judge", judge=judge | {"model": "n"})
+    assert settings(own, "align") == settings(slower, "align") != settings(other, "align")
+    assert not {"judge", "reward_model"} & settings(recipe(), "align")["align"].keys()
+
+
+def test_a_judge_rewards_training_dies_and_training_goes_on(tmp_path, opened, monkeypatch):
+    """Killed by its judge after one update, then resumed: nothing is asked twice, and the counts are on the disk."""
+    monkeypatch.setattr("rbalign.stages.rewards.home", lambda: tmp_path / "home")
+    alive = [5]  # ratings until the server refuses everybody
+
+    def answer(asked):
+        alive[0] -= 1
+        text = asked.body["messages"][1]["content"]
+        return chat(f"Score: {1 + len(text) % 10}") if alive[0] >= 0 else status(401, "closed")
+
+    with Loopback(answer) as server:
+        judge = {"url": server.url, "model": "m", "retries": 0, "concurrency": 1}
+        asking = recipe(arms=["grpo"], scorer="judge", judge=judge, grpo={"kl": 0.0}, sampling={"max_new_tokens": 5})
+        with RunDir.open(tmp_path, asking) as run:
+            write_data(run.path("data"))
+            with pytest.raises(EndpointError, match="refuses"):
+                align.run(run.recipe, run)
+            alive[0] = 1000
+            align.run(run.recipe, run)
+            rows = list(read_rows(arms.arm_folder(run, "grpo", 0) / "metrics.jsonl"))
+            drawn = list(read_rows(arms.arm_folder(run, "grpo", 0) / "samples.jsonl"))
+    answered = [bodies([one])[0] for one in server.answered]
+    refused = [body for body in answered if answered.count(body) > 1]
+    assert len(answered) - len(set(answered)) == 1, "only the request that was refused is sent again"
+    assert len(refused) == 2
+    assert [row["update"] for row in rows] == [1, 2]
+    assert all(row["scorer_failures"] == row["unscored"] == 0 for row in rows)
+    assert all(one["score"] is not None for one in drawn)
 
 
 def test_kd_needs_the_backbone_as_its_teacher():

@@ -79,7 +79,9 @@ def heavy_modules(code: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["assets", "--help"], ["assets", "list", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["assets", "--help"], ["assets", "list", "--json"], ["list", "scorers"]]
+)
 def test_help_and_lists_import_no_torch(words: list[str]) -> None:
     code = f"""
 sys.argv = ["rba", *{words!r}]

@@ -2,12 +2,20 @@
 
 import json
 import runpy
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rbalign import scorers
-from rbalign.scorers.red_team import ATTACKS, Case, survival
+from rbalign.config.load import load_recipe, packaged_recipes
+from rbalign.config.sections import AlignConfig
+from rbalign.errors import UsageError
+from rbalign.scorers.red_team import ATTACKS, SAFE, Case, survival
+from rbalign.scorers.registry import SCORERS, check_reward, guarded
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = json.loads((ROOT / "results" / "benchmarks" / "red_team.json").read_text())
@@ -76,3 +84,123 @@ def test_the_page_shows_the_committed_table():
     assert shown[0].strip("| ").split(" | ") == ["scorer", *ATTACKS]
     wanted = [[row["scorer"], *(f"{100 * row[attack]:.0f}" for attack in ATTACKS)] for row in COMMITTED["rows"]]
     assert [line.strip("| ").split(" | ") for line in shown[2:]] == wanted
+
+
+# ---- what may be a reward ----------------------------------------------------------------------------------------
+
+ROWS = {row["scorer"]: row for row in COMMITTED["rows"]}
+ALONE = sorted(ROWS.keys() & SCORERS.keys())
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_scorer_falls_for_what_the_red_team_found(name):
+    assert SCORERS[name].falls_for == tuple(attack for attack in ATTACKS if ROWS[name][attack] < SAFE)
+    assert SCORERS[name].unsafe_alone == (not ROWS[name]["safe"])
+
+
+@pytest.mark.parametrize("name", [name for name, one in SCORERS.items() if one.guard])
+def test_a_guard_mends_what_it_is_named_for(name):
+    """What the scorer falls for most is safe in the committed row with the guard at its least weight."""
+    own = SCORERS[name]
+    row = ROWS[",".join([f"{name}=1", *(f"{guard}={weight:g}" for guard, weight in own.guard.items())])]
+    worst = min(own.falls_for, key=ROWS[name].__getitem__)
+    assert row[worst] >= SAFE > ROWS[name][worst]
+
+
+def test_the_committed_row_of_a_mixture_is_what_it_does():
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "red_team.py"))
+    cases, mixed = bench["load_cases"](), scorers.build({"chrf": 1.0, "novelty": 0.5})
+    found = survival(mixed, cases, bench["columns_of"](mixed))
+    assert found == pytest.approx({attack: ROWS["chrf=1,novelty=0.5"][attack] for attack in ATTACKS}, abs=0.011)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("similarity", "{ similarity = 1, novelty = 0.5 }"),
+        ({"chrf": 2.0}, "{ chrf = 2, novelty = 1 }"),
+        ({"similarity": 1.0, "novelty": 0.4}, "{ similarity = 1, novelty = 0.5 }"),
+        ({"similarity": 1.0, "bleu": 1.0, "novelty": 0.5}, "{ similarity = 1, bleu = 1, novelty = 1 }"),
+        ({"similarity": 1.0, "novelty": -1.0}, "{ similarity = 1, novelty = 0.5 }"),
+        ("novelty", "{ novelty = 1, similarity = 1 }"),
+        ("consistency", "{ consistency = 1, similarity = 1, novelty = 0.5 }"),
+        ({"hidden-similarity": 2.0, "novelty": 1.0}, "{ hidden-similarity = 2, novelty = 1, similarity = 2 }"),
+        ({"similarity": 0.0, "novelty": 1.0}, "{ similarity = 1, novelty = 1 }"),
+        ({}, "{ similarity = 1, novelty = 0.5 }"),
+        ("teacher-likelihood", "{ similarity = 1, novelty = 0.5 }"),
+        ({"teacher-likelihood": 1.0, "chrf": 1.0, "novelty": 2.0}, "{ chrf = 1, novelty = 2 }"),
+    ],
+)
+def test_a_reward_that_is_unsafe_alone_is_refused_with_the_line_to_write(given, written):
+    with pytest.raises(UsageError) as error:
+        check_reward(given)
+    assert f"write scorer = {written}" in str(error.value)
+    assert "\n" not in str(error.value)
+    check_reward(tomllib.loads(f"scorer = {written}")["scorer"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "judge", "reward-model", "qa", "constraints", {"judge": 1.0, "length": -0.2},
+        {"similarity": 1.0, "novelty": 0.75},
+        {"chrf": 1.0, "novelty": 0.5, "repetition": 0.5}, {"consistency": 1.0, "similarity": 1.0, "novelty": 0.5},
+    ],
+)  # fmt: skip
+def test_a_guarded_reward_passes(given):
+    check_reward(given)
+
+
+weights = st.dictionaries(st.sampled_from(sorted(SCORERS)), st.floats(-2, 2).map(lambda w: round(w, 2)), max_size=4)
+
+
+@settings(derandomize=True, deadline=None)
+@given(weights)
+def test_what_is_proposed_passes_and_takes_nothing_away(given_weights):
+    wanted = guarded(given_weights)
+    assert guarded(wanted) == wanted
+    assert all(wanted.get(name, 2.0) >= weight for name, weight in given_weights.items())
+    assert given_weights.keys() - wanted.keys() <= {"teacher-likelihood"}
+
+
+def test_the_message_says_what_it_falls_for():
+    with pytest.raises(UsageError, match=r"similarity without novelty at 0.5 or more falls for echo, repetition"):
+        check_reward("similarity")
+    with pytest.raises(UsageError, match=r"novelty and length alone cannot tell a good answer from a bad one"):
+        check_reward({"novelty": 1.0, "length": 1.0})
+    with pytest.raises(UsageError, match="teacher-likelihood without any guard that is known falls for echo"):
+        check_reward({"teacher-likelihood": 1.0, "similarity": 1.0, "novelty": 0.5})
+    with pytest.raises(UsageError, match="did you mean 'chrf'"):
+        check_reward({"chrff": 1.0})
+
+
+def test_recipes_that_ship_obey_and_so_does_the_default():
+    check_reward(AlignConfig().scorer)
+    for path in packaged_recipes().values():
+        align = load_recipe(path).align
+        if align is not None:
+            check_reward(align.scorer)
+
+
+def test_a_constant_answer_is_perfectly_consistent():
+    """Why consistency reads no answer: the worst policy has its best score."""
+    columns = {"group": ["e"] * 3, "view": [0, 1, 2]}
+    same = scorers.build("consistency", embedder=Same())(["?"] * 3, ["I'm sorry."] * 3, [[]] * 3, **columns)
+    assert same == pytest.approx([1.0] * 3)
+    assert SCORERS["consistency"].unsafe_alone
+
+
+class Same:
+    name = "same"
+
+    def embed(self, texts):
+        return np.ones((len(texts), 1), np.float32)
+
+
+def test_the_page_has_a_row_for_every_scorer():
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    shown = page.split("<!-- scorers -->")[1].split("<!-- /scorers -->")[0].strip().splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in shown]
+    assert [row[0].strip("`") for row in cells] == list(SCORERS)
+    for name, *_, alone in cells:
+        assert alone.startswith("unsafe") == SCORERS[name.strip("`")].unsafe_alone, name

@@ -69,10 +69,16 @@ def objectives() -> None:
 @app.command()
 def scorers() -> None:
     """What `[align] scorer` may name."""
-    from rbalign.scorers import names
+    from rbalign.cli.show import table
+    from rbalign.scorers.registry import SCORERS, names
 
+    rows = []
     for name in names():
-        typer.echo(name)
+        own = SCORERS[name]
+        guard = " ".join(f"{guard}={weight:g}" for guard, weight in own.guard.items())
+        beside = "no guard is known" if own.no_reward else guard if own.reads else "a scorer that reads answers"
+        rows.append([name, "unsafe alone" if own.unsafe_alone else "", beside, ", ".join(own.falls_for)])
+    table("scorers", ("name", "as a reward", "mix in, for each 1 of it", "falls for"), rows)
 
 
 @app.command()

@@ -86,7 +86,7 @@ class TeacherEndpoint(ChatEndpoint):
 
 
 class JudgeEndpoint(ChatEndpoint):
-    """An LLM that judges answers, behind /v1/chat/completions: the file that `rba score --judge` names."""
+    """An LLM that judges answers, behind /v1/chat/completions: [align] judge, or the file of `rba score --judge`."""
 
     max_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
     """Of a judgement, its reasons included."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
-from rbalign.config.endpoints import TeacherEndpoint
+from rbalign.config.endpoints import JudgeEndpoint, TeacherEndpoint
 from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.errors import unknown
@@ -144,6 +144,8 @@ class AlignConfig(Section):
         "args_of",
         "patience",
         "gradient_checkpointing",
+        "reward_model",
+        "judge",
     )
 
     model: str | None = None
@@ -189,8 +191,15 @@ class AlignConfig(Section):
     """RBA-Group: score each answer on its own audio (paper), or both answers on both audios."""
     samples_per_view: Positive = 1
     """Own samples for each clip."""
-    scorer: str | dict[str, float] = "similarity"
-    """What ranks samples for rba-group and rewards grpo, or several with weights; see `rba list scorers`."""
+    scorer: str | dict[str, FiniteFloat] = Field(
+        default_factory=lambda: {"similarity": 1.0, "novelty": 0.75, "repetition": 0.5}
+    )
+    """What ranks samples for rba-group and rewards grpo, or several with weights; `rba list scorers` says which are
+    unsafe alone, and those are refused without their guard."""
+    reward_model: str | None = None
+    """Folder of the model that the scorer reward-model asks: a sequence classifier with one label, or ArmoRM."""
+    judge: JudgeEndpoint | None = None
+    """The server that the scorer judge asks, from each training process."""
     train_adapter: bool = False
     """True also trains the adapter; the encoder stays frozen."""
     answer_system: str | None = None

@@ -46,7 +46,7 @@ class TokenMean:
 
 
 class TeacherLikelihood(TokenMean):
-    """Mean log-prob per token (nats) under the teacher, in [-50, 0]."""
+    """Mean log-prob per token (nats) under the teacher, in [-50, 0], of the column `teacher_logprobs`."""
 
     name = "teacher-likelihood"
     needs = frozenset({"teacher_logprobs"})

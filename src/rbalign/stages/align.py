@@ -22,6 +22,8 @@ from rbalign.stages.arms import Job, align_config, arm_folder, arm_name, cost, t
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
 from rbalign.stages.policy import backbone, hearing_hash, reads_as_before
+from rbalign.stages.rewards import check as check_reward
+from rbalign.stages.rewards import reward_hash
 
 SECONDS_PER_VIEW = {"ce": 0.25, "kd": 0.4, "single": 0.75, "group": 0.75, "grpo": 0.6, "opd": 0.8}
 """Wall seconds of one view of one update on two cores, answers of 32 tokens, embedded models; see dev/LOG.md. The
@@ -50,12 +52,12 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
 
 
 def inputs(recipe: Recipe) -> Mapping[str, str]:
-    """The connector or the speech LLM, where it comes from outside the run."""
-    return hearing_hash(recipe)
+    """The connector or the speech LLM, where it comes from outside the run; the reward model if one is asked."""
+    return {**hearing_hash(recipe), **reward_hash(align_config(recipe))}
 
 
 def check(recipe: Recipe) -> None:
-    """A speech LLM that cannot be aligned; arms that this teacher, or samples drawn so, cannot train."""
+    """A speech LLM that cannot be aligned; arms that this teacher, this reward, or samples drawn so, cannot train."""
     config, learner = align_config(recipe), backbone(recipe)
     reads = True
     if config.model is not None:
@@ -65,6 +67,7 @@ def check(recipe: Recipe) -> None:
                 "leave out [connect] or [align] model",
             )
         reads = reads_as_before(recipe, config.model)
+    check_reward(config)
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
     for arm in config.arms:
         wanted = needs(config.mixture(arm))
@@ -144,4 +147,5 @@ def _arm_settings(recipe: Recipe, job: Job) -> dict[str, Any]:
 
 
 def _hearing(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
-    return inputs(recipe) or {"connector": (run.outputs("connect") or {}).get("connector", "missing")}
+    heard = hearing_hash(recipe) or {"connector": (run.outputs("connect") or {}).get("connector", "missing")}
+    return {**heard, **reward_hash(align_config(recipe))}

@@ -31,6 +31,7 @@ from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
 from rbalign.stages.policy import model_bytes
+from rbalign.stages.rewards import open_scorer
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.types import Split
 from rbalign.voices.bank import VoiceBank
@@ -169,10 +170,8 @@ class Arms:
     @property
     def scorer(self) -> Scorer:
         """The reward, loaded at its first use."""
-        from rbalign.scorers import build
-
         if self._scorer is None:
-            self._scorer = build(self.config.scorer)
+            self._scorer = open_scorer(self.config)
         return self._scorer
 
 
@@ -215,7 +214,12 @@ def workers_for(config: AlignConfig) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return 1
     at_once = len(config.seeds) * sum(not arm.endswith(MATCHED) for arm in config.arms)
-    return max(1, min(workers_that_fit(config.workers, WORKER_BYTES + model_bytes(config.model)), at_once))
+    return max(1, min(workers_that_fit(config.workers, _bytes(config)), at_once))
+
+
+def _bytes(config: AlignConfig) -> int:
+    """Memory of one training process."""
+    return WORKER_BYTES + model_bytes(config.model) + model_bytes(config.reward_model)
 
 
 @contextmanager
