@@ -232,14 +232,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _room(*projections: Any) -> Tensor:
     """Where several projections of one input will stand side by side, transposed: (D, sum of outputs)."""
-    weights = [projection.weight for projection in projections]
+    weights: list[Tensor] = [projection.weight for projection in projections]
     return weights[0].new_empty(weights[0].shape[1], sum(map(len, weights)))
 
 
 def _fuse(room: Tensor, *projections: Any) -> None:
     """Write them there."""
     widths = [len(projection.weight) for projection in projections]
-    for part, projection in zip(room.split(widths, dim=1), projections, strict=True):
+    for part, projection in zip(torch.split(room, widths, dim=1), projections, strict=True):
         part.copy_(_merged(projection).t())
 
 

@@ -135,7 +135,8 @@ def _updates(config: AlignConfig, run: RunDir, arm: str, seed: int) -> int:
     plain = cost(run, own, seed)
     rival = cost(run, "rba-single" if "rba-single" in config.arms else "rba-group", seed)
     ratio: float = rival["operations"] / plain["operations"]
-    return math.ceil(ratio * plain["updates"])
+    taken: int = plain["updates"]
+    return math.ceil(ratio * taken)
 
 
 def _arm_settings(recipe: Recipe, job: Job) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerControl
 
 from rbalign.config.mixtures import needs
 from rbalign.config.sections import AlignConfig
@@ -116,7 +116,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             self.reference.load(checkpoint)
             if stopped_early(checkpoint, self.config.patience):  # nothing is left to do but to load the best one
                 self.args.max_steps = done
-                self.train_dataset = self.train_dataset[: done * self.config.examples_per_update]
+                self.train_dataset: list[Item] = self.train_dataset[: done * self.config.examples_per_update]
         with ExitStack() as stack:
             self.journals: dict[str, Journal] = {}
             if self.is_world_process_zero():
@@ -180,7 +180,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         metrics = {"eval_nll": total / tokens}
         if self.journals:
             self.journals["validation"].append([{"update": self.state.global_step, "nll": metrics["eval_nll"]}])
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
