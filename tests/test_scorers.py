@@ -140,8 +140,9 @@ def test_consistency_by_hand():
 
 def test_consistency_needs_another_view_of_a_known_instruction():
     one_view = score("consistency", ["a", "a"], group=["e", "e"], view=[1, 1])
-    nobodys = score("consistency", ["a", "a", "a"], group=["e", "f", None], view=[1, 2, 3])
-    assert one_view + nobodys + score("consistency", ["a", "a"]) == [None] * 7
+    nobodys = score("consistency", ["a"] * 4, group=["e", "f", None, None], view=[1, 2, 3, 4])
+    unknown = score("consistency", ["a"] * 3, group=["e"] * 3, view=[1, None, None])
+    assert one_view + nobodys + unknown + score("consistency", ["a", "a"]) == [None] * 11
     assert scorers.build("consistency", embedder=LetterCounts()).needs == {"group", "view"}
 
 
