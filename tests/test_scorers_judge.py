@@ -84,7 +84,7 @@ def test_no_more_at_once_than_the_recipe_says():
 
 
 def test_a_judge_that_lies_or_babbles_leaves_unscored_and_is_counted():
-    faults = {"lie": chat("Score: 9999"), "babble": chat("A fine answer!"), "html": wrong_json,
+    faults = {"lie": chat("Score: 99"), "babble": chat("A fine answer!"), "html": wrong_json,
               "refuse": status(400, "too rude"), "null": chat(None)}  # fmt: skip
 
     def answer(asked):
