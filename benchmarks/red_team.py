@@ -20,7 +20,7 @@ from rbalign.eval.judges import LlmJudge
 from rbalign.remote.client import Client
 from rbalign.rundir.files import atomic_write
 from rbalign.scorers.red_team import ATTACKS, SAFE, Case, survival
-from rbalign.scorers.registry import SCORERS
+from rbalign.scorers.registry import SCORERS, guarded
 
 CASES = Path(__file__).with_name("red_team_cases.jsonl")
 RANKED = ("similarity", "chrf", "bleu", "teacher-likelihood", "length", "repetition", "novelty", "language")
@@ -56,10 +56,9 @@ def columns_of(scorer):
     return columns
 
 
-def guarded(name):
-    """A scorer with its guard at its least weight, as it is named here; None without one."""
-    guard = SCORERS[name].guard
-    return ",".join([f"{name}=1", *(f"{other}={weight:g}" for other, weight in guard.items())]) if guard else None
+def with_guard(name):
+    """A scorer with its guard at its least weight, as it is named here."""
+    return ",".join(f"{part}={weight:g}" for part, weight in guarded({name: 1.0}).items())
 
 
 def build(name, options):
@@ -81,7 +80,7 @@ def parsed(name):
 
 def main():
     parser = argparse.ArgumentParser()
-    every = [*RANKED, *filter(None, map(guarded, RANKED)), *MIXED]
+    every = [*RANKED, *(with_guard(name) for name in RANKED if SCORERS[name].guard), *MIXED]
     parser.add_argument("scorers", nargs="*", default=every)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--judge", type=Path)

@@ -76,7 +76,7 @@ def scorers() -> None:
     for name in names():
         own = SCORERS[name]
         guard = " ".join(f"{guard}={weight:g}" for guard, weight in own.guard.items())
-        beside = "no guard is known" if own.no_reward else guard if own.reads else "a scorer that reads answers"
+        beside = guard if own.reads else "a scorer that reads answers"
         rows.append([name, "unsafe alone" if own.unsafe_alone else "", beside, ", ".join(own.falls_for)])
     table("scorers", ("name", "as a reward", "mix in, for each 1 of it", "falls for"), rows)
 

@@ -27,8 +27,7 @@ class Entry:
     falls_for: tuple[str, ...] = ()
     """Attacks of `red_team` that stay below honest answers on fewer than 95 % of the requests. Any: unsafe alone."""
     guard: Mapping[str, float] = field(default_factory=dict)
-    """Scorer -> the least weight, for each 1 of this one, that mends what this one falls for most (measured). Empty
-    for one that is unsafe alone: nothing is known to mend it, and it is no reward."""
+    """Scorer -> the least weight, for each 1 of this one, that mends what this one falls for most (measured)."""
     reads: bool = True
     """It sees whether an answer is good. False: it sees form or likeness only, and needs one beside it that does."""
 
@@ -37,19 +36,18 @@ class Entry:
         """Whether a recipe may not take it as its only reward."""
         return bool(self.falls_for) or not self.reads
 
-    @property
-    def no_reward(self) -> bool:
-        """Whether it is unsafe whatever stands beside it, as far as is known: a metric only."""
-        return self.reads and bool(self.falls_for) and not self.guard
-
 
 _OVERLAP = ("echo", "repetition", "flattery", "constant", "negation")
 SCORERS: Mapping[str, Entry] = {
     "similarity": Entry("similarity", "Similarity", _OVERLAP, {"novelty": 0.5}),
     "chrf": Entry("overlap", "ChrF", _OVERLAP, {"novelty": 0.5}),
     "bleu": Entry("overlap", "Bleu", ("echo", "repetition", "wrong script", *_OVERLAP[2:]), {"novelty": 0.5}),
+    # Novelty and repetition alone make a constant refusal beat honest answers on 69 % of the requests.
     "teacher-likelihood": Entry(
-        "likelihood", "TeacherLikelihood", ("echo", "repetition", "wrong script", "constant", "negation")
+        "likelihood",
+        "TeacherLikelihood",
+        ("echo", "repetition", "wrong script", "constant", "negation"),
+        {"similarity": 4.0, "novelty": 2.0, "repetition": 4.0},
     ),
     "qa": Entry("qa", "QuestionAnswering"),
     "qa-ultraeval": Entry("qa", "UltraEvalAnswering"),
@@ -120,27 +118,29 @@ def check_reward(scorer: str | Mapping[str, float]) -> None:
 
 
 def guarded(parts: Mapping[str, float]) -> dict[str, float]:
-    """The same reward without what nothing mends, and with what it lacks: a scorer that reads answers, and each one's
-    guard at its least weight."""
-    whole = {name: weight for name, weight in parts.items() if weight <= 0 or not SCORERS[name].no_reward}
+    """The same reward with what it lacks: a scorer that reads answers, and each one's guard at its least weight.
+
+    A guard may want a guard of its own: of two that want the same one, the weights add up.
+    """
+    whole = dict(parts)
     if not any(weight > 0 and SCORERS[name].reads for name, weight in whole.items()):
         whole[READER] = max([1.0, *whole.values()])
-    least: dict[str, float] = {}
-    for name, weight in whole.items():
-        for guard, ratio in SCORERS[name].guard.items():
-            least[guard] = least.get(guard, 0.0) + ratio * max(0.0, weight)
-    return whole | {name: weight for name, weight in least.items() if whole.get(name, 0.0) < weight}
+    while True:
+        least: dict[str, float] = {}
+        for name, weight in whole.items():
+            for guard, ratio in SCORERS[name].guard.items():
+                least[guard] = least.get(guard, 0.0) + ratio * max(0.0, weight)
+        lacking = {name: weight for name, weight in least.items() if whole.get(name, 0.0) < weight}
+        if not lacking:
+            return whole
+        whole |= lacking
 
 
 def _lack(parts: Mapping[str, float], wanted: Mapping[str, float]) -> str:
     """Why a reward is refused, in a few words."""
     if not any(weight > 0 and SCORERS[name].reads for name, weight in parts.items()):
         return f"{' and '.join(parts) or 'nothing'} alone cannot tell a good answer from a bad one"
-    unsafe = [name for name in parts if name not in wanted]
-    lacks = "any guard that is known"
-    if not unsafe:
-        unsafe = [name for name, weight in parts.items() if weight > 0 and SCORERS[name].guard]
-        more = [f"{name} at {weight:g} or more" for name, weight in wanted.items() if parts.get(name) != weight]
-        lacks = " and ".join(more)
+    unsafe = [name for name, weight in parts.items() if weight > 0 and SCORERS[name].guard]
     attacks = dict.fromkeys(attack for name in unsafe for attack in SCORERS[name].falls_for)
-    return f"{' and '.join(unsafe)} without {lacks} falls for {', '.join(attacks)}"
+    lacks = [f"{name} at {weight:g} or more" for name, weight in wanted.items() if parts.get(name) != weight]
+    return f"{' and '.join(unsafe)} without {' and '.join(lacks)} falls for {', '.join(attacks)}"
