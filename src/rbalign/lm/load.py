@@ -13,6 +13,8 @@ from rbalign.rundir.files import sha256_file, stable_hash
 
 OWN_LORA = "adapter_config.json"
 """Beside a speech LLM that adds LoRA of its own to hear, as Granite Speech 3.3 does."""
+OWN_CODE = {"trust_remote_code": False}
+"""Code in a folder of weights is never run. Said nothing, transformers would ask at the terminal whether it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def load_weights(folder: Path, loader: Any, *, exact: bool = False, **settings: 
     """
     import torch
 
-    settings |= {"dtype": torch.float32, "local_files_only": True}
+    settings |= {"dtype": torch.float32, "local_files_only": True, **OWN_CODE}
     model, told = loader.from_pretrained(folder, output_loading_info=True, **settings)
     if told["missing_keys"]:  # transformers would go on with random ones
         lost = sorted(told["missing_keys"])
@@ -88,7 +90,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **OWN_CODE)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"no tokenizer in {folder}: {reason}", "give a folder that save_pretrained wrote") from None

@@ -130,9 +130,9 @@ def is_armorm(folder: Path) -> bool:
 def _load(folder: Path) -> tuple[Any, bool]:
     """The model, and whether it is ArmoRM."""
     gated = is_armorm(folder)
-    loader, more = (ArmoRM, {}) if gated else (AutoModelForSequenceClassification, {"trust_remote_code": False})
+    loader = ArmoRM if gated else AutoModelForSequenceClassification
     try:
-        return load_weights(folder, loader, exact=True, **more).eval().requires_grad_(False), gated
+        return load_weights(folder, loader, exact=True).eval().requires_grad_(False), gated
     except RbaError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
