@@ -6,7 +6,6 @@ cannot be read, or that a server never gave, is None: callers count it and keep 
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,13 @@ from typing import Any, Protocol
 
 from rbalign.config.endpoints import JudgeEndpoint
 from rbalign.errors import DataError
+from rbalign.remote.chat import CHARACTERS_PER_TOKEN, choices, content
 from rbalign.remote.client import Client, EndpointError, Read, RequestError
-from rbalign.remote.counts import Usage
 from rbalign.remote.wire import Reply
 from rbalign.rundir.files import stable_hash
 from rbalign.scorers.base import Scorer, as_text
 
 REPLY_BYTES = 1 << 20
-CHARACTERS_PER_TOKEN = 4
-"""To reserve tokens before a server counts them."""
 TIE = 1e-9
 """Scores of an offline judge nearer than this are equal."""
 
@@ -213,10 +210,6 @@ def yes(text: str | None) -> bool | None:
 
 
 def _read(reply: Reply) -> Read:
-    table = json.loads(reply.body)
-    content = table["choices"][0]["message"]["content"]
-    if content is not None and not isinstance(content, str):
-        raise TypeError("the judgement is no string")
-    usage = table.get("usage") or {}
-    counted = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return Read(content or "", Usage(*(number if isinstance(number, int) else 0 for number in counted)))
+    """The judgement, however it ended: what cannot be read counts as such."""
+    found, usage = choices(reply)
+    return Read(content(found[0]["message"]), usage)

@@ -11,7 +11,6 @@ counted, never retried in this run, never a target. A server that cannot go on a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.lm.sampler import TEMPERATURE_AT, TOP_P_AT, Level, SamplingParams, own_levels
 from rbalign.lm.templates import around_user, end_ids
+from rbalign.remote.chat import CHARACTERS_PER_TOKEN, choices, content, sound, stop_of
 from rbalign.remote.client import Client, EndpointError, Read, RequestError
-from rbalign.remote.counts import Counts, Usage
+from rbalign.remote.counts import Counts
 from rbalign.remote.wire import AttemptError, Reply
 from rbalign.rundir.files import stable_hash
 from rbalign.teacher.base import Written
@@ -34,9 +34,6 @@ from rbalign.types import StopReason
 
 REPLY_BYTES = 16 << 20
 """A reply of 4,096 tokens with log-probs is about 1 MB."""
-CHARACTERS_PER_TOKEN = 4
-"""To reserve tokens before a server counts them."""
-STOPS = {"stop": StopReason.END, "length": StopReason.LENGTH}
 FAILED = Written("", StopReason.FAILED, 0)
 PROBE_TOKENS = 8
 
@@ -143,16 +140,12 @@ class RemoteTeacher:
             self.config.length_field: params.max_new_tokens,
             **self._sampling(key, params),
         }
-        # A thinking model that spent its tokens on thoughts has no content: that is an answer cut short.
-        return self._post("/chat/completions", asked, lambda choice: _content(choice["message"]), params.max_new_tokens)
+        return self._post("/chat/completions", asked, lambda choice: content(choice["message"]), params.max_new_tokens)
 
     def _post(self, path: str, body: dict[str, Any], text: Callable[[Any], str], most: int) -> Written:
         def read(reply: Reply) -> Read:
-            (choice,), usage = _choices(reply)
-            stop = STOPS.get(choice["finish_reason"])
-            if stop is None:
-                raise AttemptError(f"the reply ended as {choice['finish_reason']!r}"[:200], "unusable", retry=False)
-            return Read(Written(_sound(text(choice)).strip(), stop, usage.completion_tokens), usage)
+            (choice,), usage = choices(reply)
+            return Read(Written(sound(text(choice)).strip(), stop_of(choice), usage.completion_tokens), usage)
 
         written: Written = self._client.post(path, body, read, REPLY_BYTES, _estimate(body) + most)
         return written
@@ -169,7 +162,7 @@ class RemoteTeacher:
         body = {"prompt": ids, "max_tokens": 1, "temperature": 0.0, **asked}
 
         def read(reply: Reply) -> Read:
-            (choice,), usage = _choices(reply)
+            (choice,), usage = choices(reply)
             found = _echoed(choice, len(ids)) if echo else _of_prompt(choice, ids)
             values = found[len(prompt) : len(ids)]
             if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
@@ -208,26 +201,6 @@ def _or_failed(write: Callable[[], Written]) -> Written:
         raise
     except RequestError:
         return FAILED
-
-
-def _choices(reply: Reply) -> tuple[list[Any], Usage]:
-    """The choices of a JSON reply, and its usage where it tells one."""
-    table = json.loads(reply.body)
-    usage = table.get("usage") or {}
-    counted = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return table["choices"], Usage(*(number if isinstance(number, int) else 0 for number in counted))
-
-
-def _content(message: Any) -> str:
-    content = message["content"]
-    return "" if content is None else content
-
-
-def _sound(text: Any) -> str:
-    """A string that UTF-8 holds: JSON may bring halves of surrogate pairs."""
-    if not isinstance(text, str):
-        raise TypeError("the text is no string")
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _estimate(body: dict[str, Any]) -> int:
