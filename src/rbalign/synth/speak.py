@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,17 @@ def _said(
 def _spoken(
     views: Iterable[View], spoken: dict[str, str], workers: int, remote: Mapping[str, EndpointSpeaker]
 ) -> Iterator[tuple[str, Clip]]:
-    jobs = [SpeakJob.of(view, spoken) for view in views]
-    yield from speak_many((job for job in jobs if job.voice not in remote), workers)
-    yield from speak_remote((job for job in jobs if job.voice in remote), remote)
+    """Views that differ only in their channel are one job: what was said is the same."""
+    jobs: dict[tuple[str, str, float], list[SpeakJob]] = {}
+    for view in views:
+        job = SpeakJob.of(view, spoken)
+        jobs.setdefault((job.text, job.voice, job.speed), []).append(job)
+    first = {own[0].id: own for own in jobs.values()}
+    here = (own[0] for own in jobs.values() if own[0].voice not in remote)
+    there = (own[0] for own in jobs.values() if own[0].voice in remote)
+    for identity, clip in chain(speak_many(here, workers), speak_remote(there, remote)):
+        for job in first[identity]:
+            yield job.id, SpeakFailure(job, clip.reason) if isinstance(clip, SpeakFailure) else clip
 
 
 def _talkers(view: View, shard: Sequence[View], crowd: Sequence[View]) -> list[View]:
