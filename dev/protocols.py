@@ -1,7 +1,7 @@
 """Writes docs/protocols.md from the code: `python dev/protocols.py`; `--check` only compares.
 
-Tasks come from eval/tasks/tasks.toml, scorers' rules from their docstrings, prompts from eval/judges.toml, a judge's
-keys from its schema.
+Tasks come from eval/tasks/tasks.toml, scorers' rules from their docstrings, prompts from eval/judges.toml, the keys of
+judges and of models behind servers from their schemas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from textwrap import wrap
 
 from recipe_reference import field_docs, table
 
-from rbalign.config.endpoints import JudgeEndpoint
+from rbalign.config.endpoints import JudgeEndpoint, SpeechEndpoint
 from rbalign.eval.judges import prompt
 from rbalign.eval.tasks.registry import Task, tasks
 from rbalign.scorers.registry import SCORERS
@@ -29,16 +29,17 @@ rba score --task NAME --data FOLDER FILE.jsonl                                # 
 rba score --task spoken-alpaca --data FOLDER mine.jsonl --against base.jsonl --judge judge.toml
 rba compare mine.web-questions-twinkstart.json base.web-questions-twinkstart.json
 rba score --suite rba-paper FOLDER                                            # the paper's rows beside ours
+rba eval --model M --tasks smoke,NAME --data NAME=FOLDER --output DIR         # answers and scores: docs/evaluation.md
 ```
 
 **Predictions** are JSONL with `id` and `response` (null where the model failed), as in docs/predictions.md; each task
 says below what its ids are. An unknown, repeated or broken line stops everything before anything is scored.
 
-**Data** is a local copy in FOLDER. Its columns and types must be those below; others beside them are not read, clips
-neither. `--data hf:` fetches the named files of the hub dataset at that revision into the hub's cache, the clips in
-them, too (Spoken-Alpaca: 13.7 GB); `hf:OWNER/NAME@REVISION` names another. A name such as main moves: what was scored
-is named by the content hash beside every figure.
-Nothing of these sets comes with rba; their licences are theirs.
+**Data** is a local copy in FOLDER. Its columns and types must be those below; others beside them are not read; clips
+by `rba eval --model` alone. `--data hf:` fetches the named files of the hub dataset at that revision into the hub's
+cache, the clips in them, too (Spoken-Alpaca: 13.7 GB); `hf:OWNER/NAME@REVISION` names another. A name such as main
+moves: what was scored is named by the content hash beside every figure.
+Nothing of these sets comes with rba, the five smoke sets apart; their licences are theirs.
 
 **Denominators.** Missing, failed and unreadable items stay in; how many there are stands beside every result. What
 cannot be scored at all (no accepted answer, no judge) is left open and counted: unscored is not zero.
@@ -76,6 +77,10 @@ Replies are cached by address, model and whole request, so a second start pays n
 a tie of its order in a comparison, NO elsewhere, counted in each case. A server that refuses the key or is gone stops
 the scoring; what it answered is kept.
 """
+SERVERS = """## Models behind servers
+
+The keys of the FILE.toml that `rba eval --model` takes (docs/evaluation.md):
+"""
 
 
 def task_section(task: Task) -> list[str]:
@@ -91,7 +96,8 @@ def task_section(task: Task) -> list[str]:
         part = f"{source.part}: " if source.part else ""
         names = " or ".join(f"`{name}`" for name in source.names)
         columns = ", ".join(f"`{name}` ({kind})" for name, kind in source.columns.items())
-        lines.append(f"- File, {part}{names}: {columns}.")
+        clip = f" Clip: {' or '.join(f'`{name}`' for name in source.clip)}." if source.clip else ""
+        lines.append(f"- File, {part}{names}: {columns}.{clip}")
     return [*lines, ""]
 
 
@@ -113,6 +119,7 @@ def page() -> str:
     for kind in ("pairwise", "answer", "reasoning", "rating"):
         asked = prompt(kind)
         parts += [f"Prompt {asked.name}:", "", "```text", asked.system, "", asked.user, "```", ""]
+    parts += [SERVERS, table(SpeechEndpoint, field_docs()), ""]
     parts += ["## Scorers of single answers", "", *map(scorer_section, sorted(SCORERS)), ""]
     return "\n".join(parts)
 

@@ -74,8 +74,8 @@ def test_every_task_is_whole():
         assert task.rule, task.name
         assert task.place, task.name
         assert task.ids, task.name
-        assert task.files or task.kind == "conditions", task.name
-        assert bool(task.against) == (task.kind in ("preference", "constraints"))
+        assert task.files or task.smoke or task.kind == "conditions", task.name
+        assert bool(task.against) == (task.kind in ("preference", "open") or task.name == "speech-ifeval")
 
 
 @pytest.mark.parametrize(
@@ -524,3 +524,15 @@ def test_the_page_says_every_number_and_protocol(tmp_path):
         assert figure["protocol"].replace("|", "\\|") in page
     assert "<b>" not in page
     assert "Items 8: 8 answered, 0 missing" in page
+
+
+def test_speeds_far_from_one_are_conditions_of_their_own(tmp_path):
+    writer = DatasetWriter(tmp_path, {"teacher": "none", "recipe": "0"})
+    writer.add_examples([Example("a", "test", "Hm?", "hm", labels={"aliases": ["tea"]})])
+    ways = [("clean", 1.0), ("clean", 1.1), ("clean", 1.3), ("telephone", 0.7), ("noise:pink@5dB", 0.9)]
+    specs = [ViewSpec("v", speed=speed, channel=channel) for channel, speed in ways]
+    views = [View("a", i, "test", spec, 1.0, b"x") for i, spec in enumerate(specs)]
+    writer.commit_views("test", 0, views)
+    writer.finish()
+    parts = [item.part for item in load(task_named("robustness"), tmp_path).items]
+    assert parts == ["clean", "clean", "fast", "telephone+slow", "noise:pink"]

@@ -99,7 +99,7 @@ def tasks() -> None:
         [[m.name, m.label, m.reference, "yes" if m.headline else "no"] for m in METRICS.values()],
     )
     table(
-        "benchmarks: rba score --task NAME --data FOLDER FILE.jsonl",
+        "benchmarks: rba eval --model M --tasks NAME (smoke: all that ship); rba score --task NAME FILE.jsonl",
         ("name", "what", "scorers", "ids", "data"),
         [[one.name, one.title, " ".join(one.scorers), one.ids, one.place] for one in benchmarks().values()],
     )

@@ -47,7 +47,8 @@ def register(app: typer.Typer) -> None:
 
     add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
     for stage, text in STAGES.items():
-        add(stage, stage, text)
+        if stage != "eval":  # it takes more than a recipe: cli/evaluating.py
+            add(stage, stage, text)
 
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -60,7 +61,7 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
         if not word.startswith("--"):
             recipes.append(word)
             continue
-        _check_option(word)
+        check_option(word, ("--runs", "--fork", "--dry-run", "--help"))
         overrides.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))
@@ -70,10 +71,10 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
     return recipes[0], overrides
 
 
-def _check_option(word: str) -> None:
+def check_option(word: str, known: Sequence[str]) -> None:
     """A misspelt option would else be taken for a key of the recipe, and its message speak of keys alone."""
     name = word.split("=")[0].replace("_", "-")
-    close = difflib.get_close_matches(name, ("--runs", "--fork", "--dry-run", "--help"), n=1, cutoff=0.8)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if "." not in name and close:
         raise UsageError(f"unknown option {word}", f"did you mean {close[0]}?")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,7 +41,9 @@ Predictions = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", help="The run that a file becomes; default: its name.")]
 Split = Annotated[str | None, typer.Option("--split", help="Whose answers a file holds; default: as in eval.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first instructions by id.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first instructions: by id, with --task of its data.")
+]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs live.")]
 Again = Annotated[bool, typer.Option("--again", help="Throw the scores away first.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and count; score nothing.")]
@@ -69,6 +71,13 @@ Suite = Annotated[
 ]
 
 
+def shipped(task: str) -> str | None:
+    """What stands for --data where a task's data comes with rba."""
+    from rbalign.eval.tasks.registry import SHIPPED, task_named
+
+    return SHIPPED if task_named(task).smoke else None
+
+
 def score(
     place: Place = None,
     predictions: Predictions = None,
@@ -88,17 +97,21 @@ def score(
 ) -> None:
     """Score a run's answers (rba predict), or a file of predictions: against references, or by a public benchmark."""
     tasks_own = {"data": data, "against": against, "scorer": scorer, "judge": judge, "out": out}
-    runs_own = {"name": name, "limit": limit}
     if suite is not None:
-        _refuse({**tasks_own, **runs_own, "task": task, "split": split}, f"beside --suite {suite}", "drop it")
+        _refuse(
+            {**tasks_own, "name": name, "limit": limit, "task": task, "split": split},
+            f"beside --suite {suite}",
+            "drop it",
+        )
         _suite(suite, place)
     elif task is not None:
-        _refuse(runs_own, f"beside --task {task}", "a task says itself what is asked")
+        _refuse({"name": name}, f"beside --task {task}", "--out names the result")
+        data = data or shipped(task)
         if place is None or predictions is not None or data is None:
             raise UsageError(
                 f"--task {task} needs its data and one file", f"rba score --task {task} --data FOLDER FILE.jsonl"
             )
-        _score_task(task, data, Path(place), (against, scorer, judge, split, out), again, dry_run)
+        _score_task(task, data, Path(place), (against, scorer, judge, split, out), limit, again, dry_run)
     elif place is None:
         raise UsageError("nothing to score", "give a run, a dataset and a file, --task or --suite")
     else:
@@ -124,6 +137,7 @@ def _score_task(
     data: str,
     file: Path,
     chosen: tuple[Path | None, str | None, str | None, str | None, Path | None],
+    limit: int | None,
     again: bool,
     dry_run: bool,
 ) -> None:
@@ -133,9 +147,8 @@ def _score_task(
     from rbalign.stages.tasks import score as score_task
 
     against, scorer, judge, split, out = chosen
-    asked = read(
-        task, data, file, against=against, scorer=scorer, judge=judge, split=split or "test", out=out, again=again
-    )
+    options: dict[str, Any] = {"against": against, "scorer": scorer, "judge": judge, "limit": limit}
+    asked = read(task, data, file, **options, split=split or "test", out=out, again=again)
     for line in asked.counted():
         typer.echo(line)
     if dry_run:

@@ -94,6 +94,17 @@ class JudgeEndpoint(ChatEndpoint):
     """"none" sends none: some models refuse the field."""
 
 
+class SpeechEndpoint(ChatEndpoint):
+    """A speech LLM behind /v1/chat/completions, sent clips as `input_audio` parts: what `rba eval --model` names."""
+
+    audio_format: Literal["wav", "flac"] = "wav"
+    """How a clip is sent: 16 kHz, mono, 16 bits. OpenAI's own servers take wav; flac is half as long."""
+    seed_field: str = "seed"
+    """What requests call the seed, one for each item; "" sends none."""
+    sampling: bool = True
+    """False sends neither temperature nor top_p: some models refuse them."""
+
+
 class VoiceEndpoint(EndpointConfig):
     """Voices behind /v1/audio/speech: named ones, or one for each reference speaker of a folder (zero-shot cloning)."""
 

@@ -15,18 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rbalign.config.endpoints import JudgeEndpoint
+from rbalign.config.endpoints import ChatEndpoint, JudgeEndpoint, SpeechEndpoint
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.config.section import Section
 from rbalign.errors import UsageError, unknown
 
 REFERENCE = "docs/recipe.md"
 _UNSET = object()
+
+Endpoint = TypeVar("Endpoint", bound=ChatEndpoint)
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -58,18 +60,27 @@ def load_judge(path: Path) -> JudgeEndpoint:
 
     Raises UsageError (one line) for anything that does not fit.
     """
+    return _load_endpoint(path, JudgeEndpoint, "docs/protocols.md")
+
+
+def load_speech_endpoint(path: Path) -> SpeechEndpoint:
+    """The speech LLM behind a server that a TOML file describes; UsageError as `load_judge`."""
+    return _load_endpoint(path, SpeechEndpoint, "docs/evaluation.md")
+
+
+def _load_endpoint(path: Path, kind: type[Endpoint], page: str) -> Endpoint:
     table = _read_toml(path)
     try:
-        return JudgeEndpoint.model_validate_json(json.dumps(table, default=str), strict=True)
+        return kind.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
     key = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        raise unknown(f"key in {path}", key, JudgeEndpoint.model_fields, "see docs/protocols.md")
+        raise unknown(f"key in {path}", key, kind.model_fields, f"see {page}")
     if first["type"] == "missing":
         raise UsageError(f"{path}: {key} is missing", f"add the line {key} = ... to it")
     given = _shown([key], json.dumps(table[key], default=str))
-    raise UsageError(f"{path}: {key} = {given}; allowed: {_rule(first)}", "mend it there; see docs/protocols.md")
+    raise UsageError(f"{path}: {key} = {given}; allowed: {_rule(first)}", f"mend it there; see {page}")
 
 
 def dump_recipe(recipe: Recipe) -> str:

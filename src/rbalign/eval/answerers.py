@@ -43,7 +43,8 @@ class SpeechAnswerer:
     def answer(self, items: Sequence[Item]) -> list[Answered]:
         """See `Answerer`."""
         views = [self.clip_of(item) for item in items]
-        samples = self.policy.sample(self.policy.prompts(views), self.params, _keys(items, self.seed), base=self.base)
+        prompts = _with_instructions(self.policy, views, [item.beside for item in items])
+        samples = self.policy.sample(prompts, self.params, _keys(items, self.seed), base=self.base)
         heard = self.policy.heard(views) if self.hear else [None] * len(views)
         return [
             _answered(self.policy, own[0], f"<{view.id}>", words)
@@ -65,12 +66,13 @@ class TextAnswerer:
     def answer(self, items: Sequence[Item]) -> list[Answered]:
         """See `Answerer`."""
         heard = self.transcribe([item.view for item in items]) if self.transcribe else None
-        words = heard if heard is not None else [item.example.instruction for item in items]
+        read = heard if heard is not None else [item.example.instruction for item in items]
+        words = [item.written(text) for text, item in zip(read, items, strict=True)]
         prompts = self.policy.text_prompts(words)
         samples = self.policy.sample(prompts, self.params, _keys(items, self.seed), base=self.base)
         return [
-            _answered(self.policy, own[0], text, text if heard is not None else None)
-            for own, text in zip(samples, words, strict=True)
+            _answered(self.policy, own[0], text, heard[place] if heard is not None else None)
+            for place, (own, text) in enumerate(zip(samples, words, strict=True))
         ]
 
 
@@ -141,6 +143,14 @@ def _of_size(asked: Sequence[str], own: Mapping[str, Sequence[int]], size: int) 
             batch = []
     if batch:
         yield batch
+
+
+def _with_instructions(policy: Policy, views: Sequence[View], besides: Sequence[str]) -> Prompts:
+    """Speech prompts, each with its own instruction; what stands before a clip is the same for all."""
+    if len(set(besides)) == 1:
+        return policy.prompts(views, besides[0])
+    alone = [policy.prompts([view], beside) for view, beside in zip(views, besides, strict=True)]
+    return Prompts([one.rows[0] for one in alone], alone[0].shared)
 
 
 def _keys(items: Sequence[Item], seed: int) -> list[list[Key]]:

@@ -21,11 +21,18 @@ class Item:
     view: View
     """The clip that is played; references that read ignore its audio."""
     sample: int = 0
+    beside: str = ""
+    """An instruction written beside the clip, where a benchmark has one."""
 
     @property
     def id(self) -> str:
         """`EXAMPLE/VIEW/SAMPLE`."""
         return f"{self.view.id}/{self.sample}"
+
+    def written(self, words: str | None = None) -> str:
+        """The request in writing: `words` (by default the clip's own), and the instruction beside them."""
+        said = self.example.instruction if words is None else words
+        return f"{said}\n\n{self.beside}" if self.beside else said
 
     def key(self, seed: int) -> Key:
         """One fixed key per item, shared by all arms."""

@@ -64,11 +64,7 @@ class RunDir:
         """
         recipe, source = _named(Path(root), recipe, fork)
         folder = Path(root) / recipe.name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make {folder}: {error.strerror}", "choose another place with --runs DIR") from error
-        lock = _lock(folder)
+        lock = lock_folder(folder, "add `--fork NAME`")
         try:
             run = cls(folder, recipe, _read_status(folder, source))
             run._lock = lock
@@ -230,19 +226,23 @@ def _named(root: Path, recipe: Recipe, fork: str | None) -> tuple[Recipe, str | 
     return recipe.model_copy(update={"name": fork}), recipe.name
 
 
-def _lock(folder: Path) -> Any:
-    """The writer's lock; the kernel drops it when the process ends, however it ends."""
+def lock_folder(folder: Path, otherwise: str) -> Any:
+    """The writer's lock of a folder, which is made; the kernel drops it when the process ends, however it ends.
+
+    RunError if another process has it; `otherwise` is what else one may do than wait.
+    """
     from filelock import FileLock, Timeout
 
     lock, writer = FileLock(folder / ".lock"), folder / ".writer"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         pid = writer.read_text() if writer.exists() else "unknown"
-        cure = f"wait for it, stop it (kill {pid}), or add `--fork NAME`"
-        raise RunError(f"run {folder.name} is being written by process {pid}", cure) from None
+        cure = f"wait for it, stop it (kill {pid}), or {otherwise}"
+        raise RunError(f"{folder.name} is being written by process {pid}", cure) from None
     except OSError as error:
-        raise RunError(f"cannot lock {folder}: {error.strerror}", "choose another place with --runs DIR") from error
+        raise RunError(f"cannot write in {folder}: {error.strerror}", "choose another place") from error
     writer.write_text(str(os.getpid()))
     return lock
 

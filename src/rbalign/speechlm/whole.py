@@ -1,5 +1,7 @@
 """A whole speech LLM in one folder: encoder, adapter and language model with LoRA merged, processor, tokenizer.
 
+`open_whole` makes a policy of it again: its language model is the merged one, so its text side is the arm's own.
+
 `AutoModel` and `AutoProcessor` load it once `rbalign.speechlm` is imported, which tells them the model type.
 """
 
@@ -9,8 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rbalign.errors import UsageError
+
 if TYPE_CHECKING:
     from rbalign.speechlm.base import Policy
+    from rbalign.speechlm.policy import SpeechPolicy
 
 
 def size_of(policy: Policy) -> int:
@@ -36,3 +41,19 @@ def save_whole(policy: Policy, folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.chmod(0o666 & ~_umask())  # safetensors makes them readable for their owner alone
     policy.processor.save_pretrained(folder)
+
+
+def open_whole(folder: Path, system: str | None) -> SpeechPolicy:
+    """The embedded speech LLM that `save_whole` wrote. UsageError if the folder holds something else, or a part."""
+    from transformers import AutoProcessor
+
+    from rbalign.lm.load import load_model
+    from rbalign.speechlm.policy import SpeechPolicy
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        speech = load_model(folder, "AutoModel")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UsageError(f"{folder} cannot be loaded: {reason}", "give a folder that `rba export` wrote") from None
+    return SpeechPolicy(speech, processor, system=system)

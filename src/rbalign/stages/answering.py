@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loky.process_executor import BrokenProcessPool
 
@@ -34,7 +34,16 @@ IN_FLIGHT = 2
 WORKER_BYTES = 3 << 30
 """A worker's memory with the embedded models and batches of 64; all workers together may take half of the machine's."""
 
-Reopen = Callable[[], "tuple[Answering, Sequence[Work]]"]
+
+class Answers(Protocol):
+    """Whoever answers several kinds of work with one model in memory."""
+
+    def answerer(self, work: Work) -> Answerer:
+        """Who does this work."""
+        ...
+
+
+Reopen = Callable[[], tuple[Answers, Sequence[Work]]]
 """Called in a worker: what it answers with, and every piece of work there is. Must be picklable."""
 
 
@@ -128,17 +137,20 @@ def whisper() -> Any:
 
 @contextmanager
 def answering(
-    here: Callable[[], Answering], reopen: Reopen, workers: int
+    here: Callable[[], Answers], reopen: Reopen, workers: int, option: str = "--eval.workers"
 ) -> Iterator[Callable[[int, Work], AnswerBatches]]:
-    """A function (number, work) -> who answers its batches: this process for one worker, else a pool of them."""
+    """A function (number, work) -> who answers its batches: this process for one worker, else a pool of them.
+
+    `option` is what the command line calls `workers`.
+    """
     if workers == 1:
         yield lambda _, work: in_turn(here().answerer(work))
         return
     with worker_pool(workers, threads_each(workers)) as pool:
-        yield lambda number, _: _in_pool(pool, reopen, number, IN_FLIGHT * workers)
+        yield lambda number, _: _in_pool(pool, reopen, number, IN_FLIGHT * workers, option)
 
 
-def _in_pool(pool: Any, reopen: Reopen, number: int, window: int) -> AnswerBatches:
+def _in_pool(pool: Any, reopen: Reopen, number: int, window: int, option: str) -> AnswerBatches:
     def answered(batches: Sequence[Sequence[Item]]) -> Iterator[Batch]:
         waiting = iter(batches)
         flying: deque[tuple[Sequence[Item], Future[tuple[list[Answered], float]]]] = deque()
@@ -154,13 +166,13 @@ def _in_pool(pool: Any, reopen: Reopen, number: int, window: int) -> AnswerBatch
         except BrokenProcessPool as error:
             raise RunError(
                 "an answering process died, which mostly means that memory ran out",
-                "start again with --eval.workers 1: what is answered is kept",
+                f"start again with {option} 1: what is answered is kept",
             ) from error
 
     return answered
 
 
-_opened: list[tuple[Answering, Sequence[Work]]] = []
+_opened: list[tuple[Answers, Sequence[Work]]] = []
 """In a worker: what it answers with, for as long as it lives."""
 
 

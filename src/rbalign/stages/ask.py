@@ -54,14 +54,13 @@ def ask(
 
 def _open(run: Path | None, arm: str | None) -> tuple[Any, Recipe]:
     """The policy of a run (with an arm's weights), or the one that ships."""
-    from rbalign.config.sections import AlignConfig
-    from rbalign.config.synth import SynthConfig
     from rbalign.rundir.run import RunDir
     from rbalign.stages.named import BASE, arm_weights, run_named
     from rbalign.stages.policy import open_policy
+    from rbalign.stages.subjects import embedded_recipe
 
     if run is None:
-        recipe = Recipe(name="default", align=AlignConfig(), synth=SynthConfig())
+        recipe = embedded_recipe()
         return open_policy(recipe, RunDir.look(Path("runs"), recipe)), recipe
     found = run_named(str(run))
     weights = arm_weights(found, arm or BASE)

@@ -9,15 +9,14 @@ results.json                   rows and comparisons
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rbalign.config.recipe import Recipe
 from rbalign.config.sections import EvalConfig
-from rbalign.data.dataset import Dataset, DatasetWriter
+from rbalign.data.dataset import Dataset
 from rbalign.data.signatures import Signatures
 from rbalign.errors import AssetError, UsageError
 from rbalign.eval import metrics, qa
@@ -27,7 +26,6 @@ from rbalign.eval.results import SIDES, Evidence, Subject, build
 from rbalign.eval.schedule import Spoken, Work, arm_work, reference_work
 from rbalign.eval.score import load_rows, score
 from rbalign.rundir.files import atomic_write, sha256_file
-from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.rundir.workers import workers_that_fit
 from rbalign.scorers import Scorer
@@ -300,25 +298,9 @@ def _questions(recipe: Recipe, run: RunDir, speak: bool) -> Spoken:
 
 
 def _speak(examples: Sequence[Example], seed: int, folder: Path) -> None:
-    from rbalign.synth.speak import speak_shard
+    from rbalign.stages.speaking import speak_shards
     from rbalign.voices.bank import load_bank
 
     planned = qa.plan_views(examples, load_bank().names(Split.TEST, "kokoro"), seed)
-    writer = DatasetWriter(folder, {"kind": "questions", "seed": seed})
-    writer.add_examples(examples)
-    words = {example.id: example.spoken for example in examples}
-    done = SHARD * len(writer.committed(Split.TEST))
-    with progress(len(planned), "speak questions", done=min(done, len(planned)), unit="clips") as advance:
-        for number, shard in enumerate(_shards(planned)):
-            if number not in writer.committed(Split.TEST):
-                clips = []
-                for view, failure in speak_shard(shard, words, os.cpu_count() or 1):
-                    advance()
-                    if failure is None:
-                        clips.append(view)
-                writer.commit_views(Split.TEST, number, sorted(clips, key=lambda view: view.id))
-    writer.finish()
-
-
-def _shards(views: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (views[start : start + SHARD] for start in range(0, len(views), SHARD))
+    shards = {number: planned[start : start + SHARD] for number, start in enumerate(range(0, len(planned), SHARD))}
+    speak_shards(folder, {"kind": "questions", "seed": seed}, examples, shards, "speak questions")

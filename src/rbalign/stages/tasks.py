@@ -17,6 +17,7 @@ from rbalign.eval.predictions import FORMAT, read_responses
 from rbalign.eval.tasks.files import local_copy, origin
 from rbalign.eval.tasks.items import TaskData, load
 from rbalign.eval.tasks.measure import Rules, measure
+from rbalign.eval.tasks.recognition import Recognition, recognition
 from rbalign.eval.tasks.registry import Task, task_named
 from rbalign.eval.tasks.scored import as_scored, markdown, read_scored
 from rbalign.eval.tasks.sheet import Responses, Sheet
@@ -44,6 +45,8 @@ class Asked:
     out: Path
     origin: str
     """Where the data is from."""
+    left_unasked: int = 0
+    """Instructions beyond a limit."""
 
     def counted(self) -> list[str]:
         """What there is and what is missing, in words."""
@@ -52,6 +55,9 @@ class Asked:
             lines += _counted(self.against, Sheet(self.task, self.data, self.opponent, 0))
         if self.data.left_out:
             lines.append(f"{self.data.left_out} items have no reference: left out")
+        if self.left_unasked:
+            units = len({item.unit for item in self.data.items})
+            lines.append(f"only the first {units} of {units + self.left_unasked} instructions are asked")
         return lines
 
 
@@ -64,29 +70,37 @@ def read(
     scorer: str | None = None,
     judge: str | None = None,
     split: str = "test",
+    limit: int | None = None,
     out: Path | None = None,
     again: bool = False,
 ) -> Asked:
-    """Check task, data, predictions and what they are held against. Asks no judge, writes nothing."""
+    """Check task, data, predictions and what they are held against. Asks no judge, writes nothing.
+
+    `limit` asks only the first instructions of the data, as `rba eval --model --limit` does.
+    """
     task = task_named(name)
     chosen = scorer or task.scorers[0]
     if chosen not in task.scorers:
         raise unknown(f"scorer of {task.name}", chosen, task.scorers)
     _check_against(task, against)
     _check_judge(task, chosen, judge)
-    data = load(task, local_copy(place, task), split)
+    whole = load(task, local_copy(place, task), split)
+    data = whole.first(limit)
     target = out or file.with_name(f"{file.stem}.{task.name.replace(':', '-')}.json")
     _check_out(target, again)
     opponent = None if against is None else _responses(task, data, against)
-    return Asked(
-        task, data, file, _responses(task, data, file), chosen, judge, against, opponent, target, origin(place, task)
-    )
+    unasked = len({item.unit for item in whole.items}) - len({item.unit for item in data.items})
+    told = _responses(task, data, file)
+    return Asked(task, data, file, told, chosen, judge, against, opponent, target, origin(place, task), unasked)
 
 
-def score(asked: Asked, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Score, and write the result as JSON and Markdown; it as a value."""
+def score(asked: Asked, resamples: int = RESAMPLES, heard: Recognition | None = None, **told: Any) -> dict[str, Any]:
+    """Score, and write the result as JSON and Markdown; it as a value.
+
+    `heard`: where the responses are what an ASR heard of spoken answers. `told`: what else it says of the answers.
+    """
     sheet = Sheet(asked.task, asked.data, asked.responses, resamples)
-    more: dict[str, Any] = {"predictions": sha256_file(asked.file), "scorer": asked.scorer}
+    more: dict[str, Any] = {"predictions": sha256_file(asked.file), "scorer": asked.scorer, **told}
     if asked.against is not None:
         more["against"] = {"name": asked.against.stem, "predictions": sha256_file(asked.against)}
     with _judge(asked.judge) as judge:
@@ -96,6 +110,10 @@ def score(asked: Asked, resamples: int = RESAMPLES) -> dict[str, Any]:
             more["judge"] = {"name": judge.name, "protocol": judge.protocol}
             if isinstance(judge, LlmJudge):
                 more["judge"]["requests"] = judge.counts
+    if heard is not None:
+        for figure in sheet.figures:
+            figure["protocol"] += f"; {heard.protocol}"
+        recognition(sheet, heard)
     sheet.notes += asked.counted()
     if sheet.unparsed:
         sheet.notes.append(f"{sheet.unparsed} judgements could not be read or were never given; they are counted")
@@ -139,9 +157,10 @@ def _check_judge(task: Task, scorer: str, judge: str | None) -> None:
         raise UsageError(f"{task.name} needs a judge", f"give --judge JUDGE.toml, or offline one of {offline}")
     if judge is None:
         return
-    if task.kind != "preference" and judge in OFFLINE:
+    compares = task.kind in ("preference", "open")
+    if not compares and judge in OFFLINE:
         raise UsageError(f"--judge {judge} compares two answers, which {task.name} does not", "give --judge JUDGE.toml")
-    if task.kind not in ("preference", "constraints") and scorer != "judge":
+    if not compares and task.kind != "constraints" and scorer != "judge":
         raise UsageError(f"--judge beside --scorer {scorer}, which asks none", "give --scorer judge, or no --judge")
     if judge not in OFFLINE and not judge.endswith(".toml"):
         raise unknown("judge", judge, OFFLINE, "or a file JUDGE.toml with url and model; see docs/protocols.md")

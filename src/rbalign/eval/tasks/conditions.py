@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from rbalign.config.views import CLEAN, FLUENT
 from rbalign.eval.stats import Estimate
-from rbalign.eval.tasks.items import CLEAN, FLUENT, TaskItem
+from rbalign.eval.tasks.items import TaskItem
 from rbalign.eval.tasks.sheet import Sheet
 from rbalign.scorers.qa import matches
 
 
 def conditions(sheet: Sheet, protocol: str) -> None:
     """Score by condition, and its ratio to the plain clips of the same instructions; items are scored already."""
-    disfluent = sheet.task.name == "disfluency"
+    disfluent = sheet.task.by_delivery
     plain, ratio = (FLUENT, "relative_accuracy") if disfluent else (CLEAN, "preserve_rate")
     units = sorted({item.unit for item in sheet.data.items})
     boot = sheet.bootstrap("", len(units))
@@ -40,7 +41,7 @@ def _capped(found: Estimate) -> Estimate:
 
 
 def _retracted(sheet: Sheet, protocol: str) -> None:
-    """How often a value that was taken back is said in the answer."""
+    """How often a value that was taken back is said in the answer, and how often what it asked for is answered."""
     items = [item for item in sheet.data.items if item.retracted and "correction" in item.part.split("+")]
     if not items:
         return
@@ -50,6 +51,20 @@ def _retracted(sheet: Sheet, protocol: str) -> None:
     rule = "share of answers to corrections that say the retracted value, by whole tokens, folded"
     estimate = sheet.bootstrap("correction", len(values)).mean(values)
     sheet.figure("retracted_said", "correction", estimate, f"{rule}; {protocol.partition(';')[0]}")
+    known = [item for item in items if item.retracted_aliases]
+    if not known:
+        return
+    for item in known:
+        text = sheet.text(item)
+        sheet.put(item, "retracted_answered", float(_answers_the_first(text, item)))
+    values = sheet.by_unit(known, "retracted_answered")
+    rule = "share of answers to corrections that answer the request that was taken back, and not the one that was meant"
+    estimate = sheet.bootstrap("correction answered", len(values)).mean(values)
+    sheet.figure("retracted_answered", "correction", estimate, f"{rule}; containment+number-folding")
+
+
+def _answers_the_first(text: str, item: TaskItem) -> bool:
+    return matches(text, item.retracted_aliases) and not matches(text, item.aliases)
 
 
 def _says(text: str, item: TaskItem) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.errors import DataError, ServiceError, UsageError
-from rbalign.eval.tasks.registry import Column, Source, Task
+from rbalign.eval.tasks.registry import SHIPPED, SMOKE, Column, Source, Task
 from rbalign.rundir.files import sha256_file, stable_hash
 
 HUB = "hf:"
@@ -19,6 +19,10 @@ Row = Mapping[str, Any]
 def local_copy(given: str, task: Task) -> Path:
     """The folder of a task's data: a folder as it is, or `hf:` (`hf:OWNER/NAME`, `hf:OWNER/NAME@REVISION`) fetched into
     the hub's cache. UsageError if there is none, ServiceError if the hub does not give it."""
+    if task.smoke:
+        if given != SHIPPED:
+            raise UsageError(f"--data {given}: {task.name} ships with rba", "leave it out")
+        return Path(__file__).parent / SMOKE
     if not given.startswith(HUB):
         folder = Path(given)
         if not folder.is_dir():
@@ -47,6 +51,8 @@ def local_copy(given: str, task: Task) -> Path:
 
 def origin(given: str, task: Task) -> str:
     """Where `local_copy` has the data from, without a path of this machine."""
+    if task.smoke:
+        return "ships with rba: smoke, not comparable"
     if not given.startswith(HUB):
         return f"a local copy, in the form of {task.hub or task.data}"
     name, _, revision = given.removeprefix(HUB).partition("@")
@@ -55,15 +61,16 @@ def origin(given: str, task: Task) -> str:
 
 def tables(task: Task, folder: Path) -> dict[str, list[Row]]:
     """Part -> checked rows, in the order of the files. DataError, in one line, for what the task does not allow."""
-    return {source.part: list(_checked(source, _files(source, task, folder))) for source in task.files}
+    return {source.part: list(_checked(source, table_files(source, task, folder))) for source in task.files}
 
 
 def content_hash(task: Task, folder: Path) -> str:
     """Names what was scored against: the hash of the files that were read."""
-    return stable_hash([sha256_file(path) for source in task.files for path in _files(source, task, folder)])[:16]
+    return stable_hash([sha256_file(path) for source in task.files for path in table_files(source, task, folder)])[:16]
 
 
-def _files(source: Source, task: Task, folder: Path) -> list[Path]:
+def table_files(source: Source, task: Task, folder: Path) -> list[Path]:
+    """The files of one table, in order; DataError if there is none."""
     globs = [_filled(name, task) for name in source.names]
     for glob in globs:
         found = sorted(path for path in folder.glob(glob) if path.is_file())

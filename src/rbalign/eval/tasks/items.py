@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rbalign.config.views import CLEAN, FLUENT
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError
 from rbalign.eval.tasks.files import Row, content_hash, tables
 from rbalign.eval.tasks.registry import Task
+from rbalign.eval.tasks.smoke import SmokeSet, smoke_set
 from rbalign.scorers.constraints import follows
 from rbalign.types import Example, View
 
-CLEAN, FLUENT = "clean", "fluent"
+SLOW, FAST = 0.85, 1.15
+"""Speeds beyond these are conditions of their own; between them people differ anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,14 @@ class TaskItem:
     aliases: tuple[str, ...] = ()
     constraints: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     retracted: str | None = None
+    retracted_aliases: tuple[str, ...] = ()
+    """Answers to the request that was taken back."""
+    row: int = -1
+    """Its row in the table that holds its clip; -1 for a clip of a dataset folder."""
+    words: str | None = None
+    """What a text LLM reads in the place of the clip, where that is not the request."""
+    beside: str = ""
+    """An instruction written beside the clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,18 @@ class TaskData:
     passed_over: frozenset[str] = frozenset()
     """Ids that the data knows and the task does not ask."""
 
+    def first(self, limit: int | None) -> TaskData:
+        """The items of the first instructions in the order of the data; responses to the others are passed over."""
+        units = list(dict.fromkeys(item.unit for item in self.items))[:limit]
+        kept = tuple(item for item in self.items if item.unit in set(units))
+        others = {item.id for item in self.items} - {item.id for item in kept}
+        return replace(self, items=kept, passed_over=self.passed_over | others)
+
 
 def load(task: Task, folder: Path, split: str = "test") -> TaskData:
     """The items of a local copy. DataError, in one line, for data of another form."""
+    if task.smoke:
+        return _smoke(task, smoke_set(task.smoke))
     if task.kind == "conditions":
         return _conditions(task, Dataset.open(folder), split)
     given = tables(task, folder)
@@ -58,7 +78,7 @@ def load(task: Task, folder: Path, split: str = "test") -> TaskData:
     elif task.name.startswith("fleurs"):
         items, left_out = _joined(given["source"], given["target"])
     else:
-        items = [_ITEMS[task.kind](str(place), row) for place, row in enumerate(given[""])]
+        items = [replace(_ITEMS[task.kind](str(place), row), row=place) for place, row in enumerate(given[""])]
     if not items:
         raise DataError(f"{folder} holds no item of {task.name}", "copy the data again")
     return TaskData(tuple(items), content_hash(task, folder), left_out)
@@ -85,7 +105,10 @@ def _constrained(part: str, rows: Iterable[Row]) -> Iterable[TaskItem]:
             own = tuple(zip(ids, arguments, strict=True))
             for constraint, given in own:
                 follows("x", constraint, given)
-        yield TaskItem(name, name, part, row["instruction"], constraints=own)
+        request = row["instruction"]
+        yield TaskItem(
+            name, name, part, request, constraints=own, row=place, words=row["textual_audio"], beside=request
+        )
 
 
 def _asked(name: str, row: Row) -> TaskItem:
@@ -112,47 +135,86 @@ def _joined(source: Iterable[Row], target: Iterable[Row]) -> tuple[list[TaskItem
     meant: dict[int, str] = {row["id"]: row["raw_transcription"] for row in target}
     seen: Counter[int] = Counter()
     items, left_out = [], 0
-    for row in source:
+    for place, row in enumerate(source):
         sentence, number = row["id"], seen[row["id"]]
         seen[sentence] += 1
         if sentence not in meant:
             left_out += 1
             continue
         name = f"{sentence}/{number}"
-        items.append(TaskItem(name, str(sentence), request=row["raw_transcription"], reference=meant[sentence]))
+        request = row["raw_transcription"]
+        items.append(TaskItem(name, str(sentence), request=request, reference=meant[sentence], row=place))
     return items, left_out
 
 
 def _conditions(task: Task, dataset: Dataset, split: str) -> TaskData:
-    """Clips of a dataset folder by what was done to them; the part is `fluent` or `clean` for those left alone."""
-    examples = {example.id: example for example in dataset.examples(split)}
-    items, passed = [], set()
-    for view in dataset.iter_views(split):
-        part = _condition(task, view)
-        if part is None:
-            passed.add(view.id)
-        else:
-            items.append(_clip(examples[view.example_id], view, part))
-    plain = FLUENT if task.name == "disfluency" else CLEAN
+    items, passed = _by_condition(task, dataset.iter_examples(split), dataset.iter_views(split))
+    plain = FLUENT if task.by_delivery else CLEAN
     if len({item.part for item in items} | {plain}) < 2:
         raise DataError(
             f"no clip of the {split} split of {dataset.folder} is other than {plain}",
             "make views with deliveries or channels: docs/views.md",
         )
-    return TaskData(tuple(items), dataset.content_hash, passed_over=frozenset(passed))
+    return TaskData(items, dataset.content_hash, passed_over=passed)
+
+
+def _smoke(task: Task, given: SmokeSet) -> TaskData:
+    """What ships: every view of a set of conditions, else each instruction once."""
+    if task.kind == "conditions":
+        items, passed = _by_condition(task, given.examples, given.views)
+        return TaskData(items, given.content, passed_over=passed)
+    made = (
+        TaskItem(
+            one.id,
+            one.id,
+            request=one.instruction,
+            reference=one.reference,
+            aliases=tuple(one.labels.get("aliases", ())),
+            constraints=tuple((name, given) for name, given in one.labels.get("constraints", ())),
+        )
+        for one in given.examples
+    )
+    return TaskData(tuple(made), given.content)
+
+
+def _by_condition(
+    task: Task, examples: Iterable[Example], views: Iterable[View]
+) -> tuple[tuple[TaskItem, ...], frozenset[str]]:
+    """Clips by what was done to them, and the ids of those that a task does not ask."""
+    by_id = {example.id: example for example in examples}
+    items, passed = [], set()
+    for view in views:
+        part = _condition(task, view)
+        if part is None:
+            passed.add(view.id)
+        else:
+            items.append(_clip(by_id[view.example_id], view, part))
+    return tuple(items), frozenset(passed)
 
 
 def _condition(task: Task, view: View) -> str | None:
-    """`stutter+filler`, `noise:babble+telephone`; amounts drop out. None for a clip that also has the other change."""
-    if task.name == "disfluency":
+    """`stutter+filler`, `noise:babble+telephone`, `telephone+fast`; amounts drop out. None for a clip that also has the
+    other change."""
+    if task.by_delivery:
         return view.spec.delivery if view.spec.channel == CLEAN else None
     if view.spec.delivery != FLUENT:
         return None
-    return "+".join(re.sub(r"[:@]-?\d.*$", "", step) for step in view.spec.channel.split("+"))
+    steps = [re.sub(r"[:@]-?\d.*$", "", step) for step in view.spec.channel.split("+")]
+    pace = "slow" if view.spec.speed < SLOW else "fast" if view.spec.speed > FAST else ""
+    if pace:
+        steps = [*(step for step in steps if step != CLEAN), pace]
+    return "+".join(steps)
 
 
 def _clip(example: Example, view: View, part: str) -> TaskItem:
-    aliases = tuple(example.labels.get("aliases") or ())
+    aliases, others = (tuple(example.labels.get(name) or ()) for name in ("aliases", "retracted_aliases"))
     return TaskItem(
-        view.id, example.id, part, example.instruction, example.reference, aliases, retracted=view.retracted
+        view.id,
+        example.id,
+        part,
+        example.instruction,
+        example.reference,
+        aliases,
+        retracted=view.retracted,
+        retracted_aliases=others if view.retracted else (),
     )

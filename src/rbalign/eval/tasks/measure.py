@@ -52,6 +52,13 @@ def _llm(rules: Rules) -> LlmJudge | None:
 
 def _constraints(sheet: Sheet, rules: Rules) -> None:
     judge = _llm(rules)
+    if not any(item.part for item in sheet.data.items):
+        _followed(sheet, None)
+        whole = sheet.by_unit(sheet.data.items, "followed")
+        rule = f"strict constraint checks; {LOST}"
+        sheet.figure("rate", "", sheet.bootstrap("", len(whole)).mean(whole), rule)
+        _by_constraint(sheet, rule)
+        return
     ours = _followed(sheet, judge)
     checked = f"strict constraint checks; {LOST}"
     told = f"{judge.described('reasoning')}; unreadable judgements count as NO; {LOST}" if judge else "no LLM judge"
@@ -62,16 +69,20 @@ def _constraints(sheet: Sheet, rules: Rules) -> None:
             sheet.figure("rate", part, _estimate(sheet, part, items, ours[part]), protocol)
         else:
             sheet.figure("rate", part, None, protocol, note="needs an LLM judge: --judge JUDGE.toml")
-    for name in sorted({constraint for item in sheet.data.items for constraint, _ in item.constraints}):
-        items = [item for item in sheet.data.items if any(name == own for own, _ in item.constraints)]
-        boot = sheet.bootstrap(name, len(items))
-        sheet.figure("rate", name, boot.mean(sheet.by_unit(items, "followed")), checked)
+    _by_constraint(sheet, checked)
     theirs = None
     if rules.against is not None:
         other = sheet.beside(rules.against)
         theirs = _followed(other, judge)
         sheet.unparsed += other.unparsed
     _if_rate(sheet, ours, theirs, f"mean of three parts' rates; {checked}; reasoning: {told}", rules.opponent)
+
+
+def _by_constraint(sheet: Sheet, protocol: str) -> None:
+    for name in sorted({constraint for item in sheet.data.items for constraint, _ in item.constraints}):
+        items = [item for item in sheet.data.items if any(name == own for own, _ in item.constraints)]
+        boot = sheet.bootstrap(name, len(items))
+        sheet.figure("rate", name, boot.mean(sheet.by_unit(items, "followed")), protocol)
 
 
 def _followed(sheet: Sheet, judge: LlmJudge | None) -> dict[str, np.ndarray]:
@@ -272,16 +283,8 @@ def _translation(sheet: Sheet, rules: Rules) -> None:
 
 
 def _conditions(sheet: Sheet, rules: Rules) -> None:
-    if rules.scorer == "chrf":
-        items = list(sheet.data.items)
-        scorer = scorers.build("chrf", against="reference")
-        texts = [sheet.text(item) for item in items]
-        values = scorer([item.request for item in items], texts, [[]] * len(items), **columns(items))
-        for item, value in zip(items, values, strict=True):
-            sheet.put(item, "score", value)
-        protocol = "sentence chrF to the independent reference"
-    else:
-        protocol = score_answers(sheet, rules, "score")
+    chrf = rules.scorer == "chrf"
+    protocol = _to_reference(sheet, "chrf", "score") if chrf else score_answers(sheet, rules, "score")
     if all(own["score"] is None for own in sheet.scores.values()):
         lacks = "reference" if rules.scorer == "chrf" else "accepted answers"
         cure = "give a dataset with answers" if rules.scorer == "chrf" else "--scorer chrf compares with references"
@@ -289,9 +292,32 @@ def _conditions(sheet: Sheet, rules: Rules) -> None:
     conditions(sheet, f"{protocol}; {LOST}")
 
 
+def _open(sheet: Sheet, rules: Rules) -> None:
+    """Nearness to a reference; with an opponent and a judge, the win rate, too."""
+    protocol = _to_reference(sheet, rules.scorer, rules.scorer)
+    values = sheet.by_unit(sheet.data.items, rules.scorer)
+    estimate = sheet.bootstrap("", len(values)).mean(values)
+    sheet.figure(rules.scorer, "", estimate, f"{protocol}; missing and failed answers are empty", unit="")
+    if rules.judge is not None and rules.against is not None:
+        _preference(sheet, rules)
+
+
+def _to_reference(sheet: Sheet, name: str, metric: str) -> str:
+    """Each answer's nearness to its reference by chrF or an embedder's cosine; the protocol line."""
+    items = list(sheet.data.items)
+    resources = {} if name == "chrf" else {"embedder": name}
+    scorer = scorers.build("chrf" if name == "chrf" else "similarity", against="reference", **resources)
+    texts = [sheet.text(item) for item in items]
+    values = scorer([item.request for item in items], texts, [[]] * len(items), **columns(items))
+    for item, value in zip(items, values, strict=True):
+        sheet.put(item, metric, value)
+    return f"{'sentence chrF' if name == 'chrf' else f'{name} cosine'} to the independent reference"
+
+
 _KINDS: Mapping[Kind, Callable[[Sheet, Rules], None]] = {
     "constraints": _constraints,
     "preference": _preference,
+    "open": _open,
     "answers": _answers,
     "translation": _translation,
     "conditions": _conditions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rbalign.errors import UsageError, unknown
 
-Kind = Literal["constraints", "preference", "answers", "translation", "conditions"]
+Kind = Literal["constraints", "preference", "open", "answers", "translation", "conditions"]
 Column = Literal["text", "text?", "texts", "number", "tables"]
 
 
@@ -23,6 +23,8 @@ class Source:
     names: tuple[str, ...]
     """Globs below the data's folder; the first that finds files is taken."""
     columns: Mapping[str, Column]
+    clip: tuple[str, ...] = ()
+    """Columns that may hold the clip: `{bytes, path}`, bytes, or the path of a file; the first that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ class Task:
     """The sign between two languages, where the name goes on with ":SOURCE-TARGET"."""
     languages: tuple[str, str] | None = None
     files: tuple[Source, ...] = ()
+    smoke: str = ""
+    """The set of `tasks.smoke` that it asks; empty: its data is elsewhere."""
+
+    @property
+    def by_delivery(self) -> bool:
+        """Of kind "conditions": whether they are deliveries; else channels and speeds."""
+        return self.name.endswith("disfluency")
 
     @property
     def place(self) -> str:
@@ -64,11 +73,24 @@ def tasks() -> Mapping[str, Task]:
     return {name: _task(name, fields) for name, fields in table.items()}
 
 
+SMOKE = "smoke"
+"""As a task: all that ship."""
+SHIPPED = "shipped"
+"""The place of their data."""
+
+
+def tasks_named(given: Iterable[str]) -> list[Task]:
+    """The tasks of those names, once each; `smoke` is all that ship. UsageError as `task_named`."""
+    ships = [task.name for task in tasks().values() if task.smoke]
+    names = [name for one in given for name in (ships if one == SMOKE else [one])]
+    return [task_named(name) for name in dict.fromkeys(names)]
+
+
 def task_named(given: str) -> Task:
     """The task of that name; of a translation with its languages, `fleurs:de_de-en_us`. UsageError otherwise."""
     name, colon, pair = given.partition(":")
     if name not in tasks():
-        raise unknown("task", name, tasks(), "see `rba list tasks`")
+        raise unknown("task", name, [*tasks(), SMOKE], "see `rba list tasks`")
     task = tasks()[name]
     if not task.pair:
         if colon:
@@ -82,7 +104,8 @@ def task_named(given: str) -> Task:
 
 def _task(name: str, fields: Mapping[str, Any]) -> Task:
     files = tuple(
-        Source(one.get("part", ""), tuple(one["names"]), dict(one["columns"])) for one in fields.get("files", ())
+        Source(one.get("part", ""), tuple(one["names"]), dict(one["columns"]), tuple(one.get("clip", ())))
+        for one in fields.get("files", ())
     )
     rest: dict[str, Any] = {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
     return Task(name=name, scorers=tuple(fields["scorers"]), files=files, **rest)

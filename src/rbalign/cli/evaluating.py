@@ -1,0 +1,215 @@
+"""`rba eval`: a recipe's stage, or, with --model, any model on benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rbalign.cli.pipeline import EPILOG, PANEL, STAGES, DryRun, Fork, Runs, check_option, execute, split_words
+from rbalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from rbalign.stages.evaluation import ModelEvaluation
+
+PLAIN = ("seed", "limit", "split", "beside", "judge", "voice", "workers", "batch_size")
+"""Options that are settings as they stand."""
+MODEL_PANEL = "Any model on benchmarks"
+HELP = f"""{STAGES["eval"]} Or, with --model: any model on benchmarks.
+
+rba eval RECIPE [--section.key VALUE]: a stage of a run, with its own held-out set, arms and references.
+
+rba eval --model M --tasks T1,T2 --output DIR: no run is needed; M answers clips, and `rba score` rates it.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("eval", help=HELP, epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)(evaluate)
+
+
+def _option(*names: str, text: str, **more: Any) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(*names, help=text, rich_help_panel=MODEL_PANEL, **more)
+    return option
+
+
+Recipe = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE]", help="A packaged name (rba list recipes) or a .toml file.")
+]
+Model = Annotated[
+    str | None,
+    _option(
+        "--model",
+        metavar="M",
+        text="embedded, a run, RUN:ARM, a model folder, OWNER/NAME of the hub, or a server's FILE.toml.",
+    ),
+]
+Tasks = Annotated[str | None, _option("--tasks", metavar="T1,T2", text="Which benchmarks: `rba list tasks`.")]
+Output = Annotated[Path | None, _option("--output", metavar="DIR", text="Answers and scores; there, it goes on.")]
+Limit = Annotated[int | None, _option("--limit", min=1, text="Only the first N instructions of each task.")]
+Data = Annotated[
+    list[str] | None,
+    _option("--data", metavar="TASK=FOLDER", text="A local copy with its clips, or hf:; for one task FOLDER alone."),
+]
+References = Annotated[
+    str | None,
+    _option("--references", metavar="R1,R2", text="Also text (it reads), cascade (Whisper first), self-cascade."),
+]
+Judge = Annotated[str | None, _option("--judge", metavar="JUDGE.toml", text="As `rba score --judge`.")]
+Voice = Annotated[
+    str | None,
+    _option(
+        "--voice",
+        metavar="VOICE",
+        text="Speech to speech: it says each answer, Whisper base hears it, and that is scored, too.",
+    ),
+]
+System = Annotated[str | None, _option("--system", text="System prompt of a server or a folder without its own.")]
+Beside = Annotated[str, _option("--beside", text="An instruction written beside each clip, such as for translation.")]
+Split = Annotated[str, _option("--split", text="Of dataset folders.")]
+Temperature = Annotated[float, _option("--temperature", min=0.0, max=5.0, text="0 is greedy.")]
+TopP = Annotated[float, _option("--top-p", min=0.001, max=1.0, text="Of sampling.")]
+Tokens = Annotated[int, _option("--max-new-tokens", min=1, max=4096, text="Longer answers are cut.")]
+Seed = Annotated[int, _option("--seed", text="Of sampling.")]
+Batch = Annotated[int, _option("--batch-size", min=1, text="Clips answered at once; a crash loses no more.")]
+Workers = Annotated[int, _option("--workers", min=0, text="Answering processes; 0: one a core, as memory allows.")]
+
+
+def evaluate(
+    ctx: typer.Context,
+    recipe: Recipe = None,
+    model: Model = None,
+    tasks: Tasks = None,
+    output: Output = None,
+    limit: Limit = None,
+    data: Data = None,
+    references: References = None,
+    judge: Judge = None,
+    voice: Voice = None,
+    system: System = None,
+    beside: Beside = "",
+    split: Split = "test",
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: Tokens = 128,
+    seed: Seed = 0,
+    batch_size: Batch = 8,
+    workers: Workers = 0,
+    runs: Runs = Path("runs"),
+    fork: Fork = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Either the stage or the benchmarks; options of the other one are refused."""
+    given = {
+        _spelled(name)
+        for name in ctx.params
+        if name not in ("recipe", "dry_run")
+        and (source := ctx.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    }
+    if model is not None:
+        _refuse(given & {"--runs", "--fork"}, "beside --model", "name a run's folder: --model runs/NAME:ARM")
+        _refuse_stray([*([] if recipe is None else [recipe]), *ctx.args], list(ctx.params))
+        _benchmarks(ctx.params, dry_run)
+    else:
+        _refuse(given - {"--runs", "--fork"}, "without --model", "a recipe says it in [eval]: --eval.limit 8")
+        name, overrides = split_words([*([] if recipe is None else [recipe]), *ctx.args])
+        execute(name, overrides, runs, fork, dry_run, "eval")
+
+
+def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
+    from rbalign.config.sections import Sampling
+    from rbalign.stages.evaluation import prepare
+    from rbalign.stages.exams import Settings, Wanted
+
+    if given["tasks"] is None or given["output"] is None:
+        raise UsageError("--model needs --tasks and --output", "rba eval --model M --tasks T1,T2 --output DIR")
+    tasks = _listed(given["tasks"])
+    settings = Settings(
+        Sampling(**{name: given[name] for name in ("temperature", "top_p", "max_new_tokens")}),
+        references=_references(given["references"]),
+        **{
+            name: given[name]
+            for name in ("seed", "limit", "split", "beside", "judge", "voice", "workers", "batch_size")
+        },
+    )
+    places = _places(given["data"] or [], tasks)
+    evaluation = prepare(Wanted(given["model"], tasks, places, given["output"], settings, given["system"]))
+    _plan(evaluation)
+    if not dry_run:
+        _show(evaluation.run(), evaluation)
+
+
+def _refuse_stray(words: Sequence[str], params: Sequence[str]) -> None:
+    for word in words:
+        check_option(word, (*(_spelled(name) for name in params if name != "recipe"), "--help"))
+    if words:
+        raise UsageError(f"{words[0]} beside --model", "a recipe and its keys belong to `rba eval RECIPE`")
+
+
+def _spelled(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refuse(given: set[str], where: str, cure: str) -> None:
+    if given:
+        raise UsageError(f"{', '.join(sorted(given))} {where}", cure)
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
+
+
+def _references(given: str | None) -> Any:
+    from rbalign.errors import unknown
+    from rbalign.stages.exams import REFERENCES
+
+    names = _listed(given or "")
+    for name in names:
+        if name not in REFERENCES:
+            raise unknown("reference", name, REFERENCES)
+    return names
+
+
+def _places(given: Sequence[str], tasks: Sequence[str]) -> Mapping[str, str]:
+    """TASK=FOLDER, or FOLDER alone where there is one task."""
+    places: dict[str, str] = {}
+    for word in given:
+        name, sign, place = word.partition("=")
+        if sign and name in tasks:
+            places[name] = place
+        elif len(tasks) == 1:
+            places[tasks[0]] = word
+        else:
+            raise UsageError(f"--data {word}: for which of {', '.join(tasks)}?", "write --data TASK=FOLDER")
+    return places
+
+
+def _plan(evaluation: ModelEvaluation) -> None:
+    from rbalign.cli import show
+
+    columns = ("task", "who", "instructions", "items", "answered", "without a clip", "to do")
+    title = f"{evaluation.subject.name}: {evaluation.subject.what}"
+    show.table(title, columns, evaluation.counted(), right=columns[2:])
+
+
+def _show(summary: Mapping[str, Any], evaluation: ModelEvaluation) -> None:
+    from rbalign.cli import show
+    from rbalign.eval.tasks.scored import number, remark
+
+    show.table(
+        "scores (95 % intervals over instructions)",
+        ("task", "who", "metric", "part", "value", "n", "note"),
+        [
+            [one["task"], one["model"], one["metric"], one["part"], number(one), str(one["n"]), remark(one)]
+            for one in summary["figures"]
+        ],
+        right=("n",),
+    )
+    rated = {one["task"] for one in summary["figures"]}
+    for name in (exam.task.name for exam in evaluation.exams if exam.task.name not in rated):
+        typer.echo(f"{name}: answered, not scored; a comparison needs --references text and --judge, or `rba score`")
+    typer.echo(f"{evaluation.output}  (answers, scores and protocols by task; rba compare sets two .json side by side)")
