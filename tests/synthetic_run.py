@@ -104,7 +104,9 @@ def make_run(folder: Path, instructions: int = 40, seed: int = 0) -> Path:
         for i, example in enumerate(examples):
             for view in range(4):
                 for sample in range(2 if view == 0 else 1):
-                    text = EVIL if (i, arm) == (2, "base") else " ".join(generator.choice(WORDS, 10))
+                    # Answers keep to their instruction: else they would be as far apart as those to another one.
+                    words = [*generator.choice(WORDS, 7), *[WORDS[i % len(WORDS)]] * 3]
+                    text = EVIL if (i, arm) == (2, "base") else " ".join(words)
                     drawn.append(answer_row(example.id, view, sample, text, "<clip>", "tell me some thing"))
                     marks.append(
                         {

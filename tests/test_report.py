@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
@@ -10,20 +11,24 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import typer
 from synthetic_run import EVIL, make_run
+from typer.testing import CliRunner
 
+from rbalign.cli import pipeline
 from rbalign.config.sections import ReportConfig
 from rbalign.errors import DataError, UsageError
-from rbalign.report import tables
+from rbalign.report import charts, drawing, markdown, samples, tables
 from rbalign.report.page import build, read_results
-from rbalign.report.pivot import Results
+from rbalign.report.pivot import CURVES, UNITS, Results
 from rbalign.report.samples import script_json
+from rbalign.types import View, ViewSpec
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "demo")
-    build(folder, ReportConfig(samples=15))
+    build(folder, ReportConfig(samples=15, single_file=3))
     return folder
 
 
@@ -66,14 +71,81 @@ def elements(page):
 def test_every_section_and_figure_is_there(elements):
     sections = {a["id"] for tag, a in elements.found if tag == "section"}
     assert sections == {
-        "verdict", "table", "differences", "gap", "consistency", "voices", "training", "samples", "method",
+        "verdict", "table", "differences", "gap", "length", "consistency", "voices", "training", "samples", "method",
     }  # fmt: skip
     links = {a["href"] for tag, a in elements.found if tag == "a" and a["href"].startswith("#")}
-    assert {f"#{name}" for name in sections} == links
-    figures = [a["aria-label"] for tag, a in elements.found if tag == "svg"]
-    assert any("Differences" in title for title in figures)
-    assert any("Gap decomposition" in title for title in figures)
-    assert any("loss over updates" in title for title in figures)
+    assert links == {f"#{name}" for name in sections} | {"#main"}
+
+
+def figures_of(page):
+    """(caption, what a screen reader says, texts drawn) of every figure."""
+    found = []
+    for block in re.findall(r"<figure>(.*?)</figure>", page, re.DOTALL):
+        caption = re.search(r"<figcaption>(.*?)</figcaption>", block)[1]
+        said = re.search(r'<svg role="img" aria-label="([^"]*)"', block)[1]
+        found.append((caption, said, [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", block)]))
+    return found
+
+
+def test_every_figure_has_a_title_axes_with_units_and_its_numbers_in_words(page):
+    figures = figures_of(page)
+    captions = " | ".join(caption for caption, _, _ in figures)
+    for title in (
+        "Differences in chrF, 95 % intervals",
+        "Where the gap lies in chrF",
+        "Gap to reading by voice, chrF",
+        "Length against wins over base, chrF",
+        "Consistency against quality",
+        "Loss over updates",
+    ):
+        assert title in captions
+    units = [*UNITS.values(), *(unit for _, unit in CURVES.values())]
+    for caption, said, drawn in figures:
+        assert re.search(r"\d\.\d|\d %", said), caption
+        assert any(unit in text for unit in units for text in drawn), (caption, drawn)
+        assert len([text for text in drawn if re.fullmatch(r"[−\d.]+", text)]) >= 3, caption  # ticks
+    assert len(figures) == len(re.findall("<svg", page))
+
+
+def test_figures_show_every_arm(page, run):
+    arms = read_results(run).arms()
+    ladder = next(drawn for caption, _, drawn in figures_of(page) if caption.startswith("Where the gap lies"))
+    assert set(arms) <= set(ladder)
+    voices = next(drawn for caption, _, drawn in figures_of(page) if caption.startswith("Gap to reading"))
+    assert {"base", "sft", "kd", "rba-single", "rba-group", "text (reads)", "af_sarah", "bm_lewis"} <= set(voices)
+    assert all(f"</i>{arm}</th>" in page for arm in arms)
+
+
+def test_arms_stand_out_on_light_and_on_dark():
+    css = Path(charts.__file__).with_name("templates").joinpath("page.css").read_text()
+    light, dark = re.findall(r"--paper: (#[0-9a-f]{6})", css)[:2]
+
+    def luminance(code):
+        parts = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for shade in (*drawing.COLOURS.values(), *drawing.SPARE):  # WCAG 2.1, 1.4.11
+        assert (luminance(light) + 0.05) / (luminance(shade) + 0.05) >= 3, shade
+        assert (luminance(shade) + 0.05) / (luminance(dark) + 0.05) >= 3, shade
+
+
+def test_win_shares_have_the_interval_of_the_sign_test():
+    share = charts.win_share(15, 5)
+    assert share["value"] == 75
+    # Clopper and Pearson's, from the quantiles of Beta(15, 6) and Beta(16, 5).
+    assert (share["ci_low"], share["ci_high"]) == (pytest.approx(50.895, abs=0.01), pytest.approx(91.343, abs=0.01))
+
+
+def test_no_length_figure_without_a_comparison_with_base():
+    rows = [
+        {"arm": arm, "task": "open", "metric": "tokens", "seed": None, "value": 20.0, "ci_low": 19.0, "ci_high": 21.0}
+        for arm in ("base", "sft")
+    ]
+    pair = {"a": "sft", "b": "base", "metric": "chrf", "task": "open", "wins": 0, "losses": 0, "ties": 9}
+    assert charts.length_against_win(Results({"rows": rows, "comparisons": [pair]}), "chrf") is None
+    drawn = charts.length_against_win(Results({"rows": rows, "comparisons": [{**pair, "wins": 6}]}), "chrf")
+    assert "base has 20.0 tokens; sft 20.0 tokens, wins 100 % (54 to 100)" in drawn.alt
 
 
 def test_nothing_comes_from_outside(page, elements):
@@ -83,6 +155,16 @@ def test_nothing_comes_from_outside(page, elements):
             assert not re.match(r"(https?:)?//", value), (tag, value)
     without_namespaces = re.sub(r'(xmlns(:\w+)?|rdf:resource|rdf:about)="[^"]*"', "", page)
     assert not re.search(r"url\(\s*['\"]?(https?:|//)|@import", without_namespaces)
+
+
+def test_tables_can_be_read_aloud_and_scrolled_by_keyboard(page, elements):
+    regions = [a for tag, a in elements.found if a.get("class") == "scroll"]
+    assert len(regions) == 6
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in regions)
+    assert len(re.findall("<caption>", page)) == len(regions)
+    assert all("scope" in a for tag, a in elements.found if tag == "th")
+    labelled = re.sub(r"<label>.*?</label>", "", page, flags=re.DOTALL)
+    assert not re.search("<(input|select)", labelled)
 
 
 def test_hostile_texts_are_inert(run, page, elements):
@@ -95,6 +177,9 @@ def test_hostile_texts_are_inert(run, page, elements):
         assert "\u2028" not in path.read_text()
     assert "<" not in script_json(EVIL)
     assert json.loads(script_json(EVIL)) == EVIL
+    single = (run / "report" / "single.html").read_text()
+    assert EVIL not in single
+    assert len(re.findall("<script", single)) == 2
 
 
 def load_items(run):
@@ -108,7 +193,7 @@ def load_items(run):
 def test_samples_hold_every_arm_and_the_clip(run, page):
     items = load_items(run)
     assert len(items) == 15
-    assert "const CHUNKS = 2;" in page
+    assert "const CHUNKS = 1, COUNT = 15, INLINE = [];" in page
     for item in items:
         assert len(item["views"]) == 4
         for view in item["views"]:
@@ -118,7 +203,78 @@ def test_samples_hold_every_arm_and_the_clip(run, page):
             data = (run / "report" / view["audio"]).read_bytes()
             assert data[:4] == b"fLaC"
             assert view["seconds"] == 0.5
+            aside = [answer["name"] for answer in view["aside"]]
+            assert aside == (["kd-s0", "rba-group-s0", "rba-single-s0", "sft-s0"] if view["index"] == 0 else [])
         assert set(item["gains"]) >= {"sft-s0", "text"}
+
+
+def test_samples_lie_in_files_of_fifty(tmp_path):
+    items = [{"id": str(i)} for i in range(120)]
+    assert samples.write_chunks(tmp_path, items) == 3
+    assert samples.write_chunks(tmp_path, items[:60]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-0.js", "samples-1.js"]
+    assert '"id": "49"}]' in (tmp_path / "samples-0.js").read_text()
+
+
+def test_a_single_file_holds_a_few_samples_and_their_clips(run):
+    page = (run / "report" / "single.html").read_text()
+    items = json.loads(re.search(r"INLINE = (\[.*\]);</script>", page)[1])
+    assert len(items) == 3
+    assert items == [{**item, "views": items[i]["views"]} for i, item in enumerate(load_items(run)[:3])]
+    for item in items:
+        for view in item["views"]:
+            kind, data = view["audio"].split(",")
+            assert kind == "data:audio/flac;base64"
+            assert base64.b64decode(data)[:4] == b"fLaC"
+    assert "CHUNKS = 0" in page
+    assert "samples-" not in page
+    assert 'href="report.md"' not in page
+    assert "media-src data:" in page
+
+
+def test_a_view_is_called_by_all_that_is_not_plain_about_it():
+    assert samples.condition(ViewSpec("af_sarah")) == "af_sarah"
+    assert samples.condition(ViewSpec("af_sarah", 1.2, "telephone", "stutter")) == "af_sarah, telephone, stutter, 1.2x"
+
+
+def test_samples_can_be_filtered_by_what_went_wrong():
+    def row(score, stop="end"):
+        return {"score": score, "stop": stop}
+
+    answers = {("e", 0): {"base": row(1.0), "sft": row(0.0)}, ("e", 1): {"base": row(1.0), "sft": row(0.0, "length")}}
+    assert samples._flags("qa", "e", [0, 1], answers) == ["cut answer"]
+    answers["e", 1]["base"] = row(0.0, "error")
+    assert samples._flags("qa", "e", [0, 1], answers) == ["cut answer", "failed answer", samples.FLIPS]
+    assert samples._flags("open", "e", [0, 1], answers) == ["cut answer", "failed answer"]
+
+
+def test_opus_clips_are_called_by_their_name(tmp_path):
+    items = [{"id": "e/../x", "views": [{"index": 0, "audio": None}, {"index": 1, "audio": None}]}]
+    views = {
+        f"e/../x/{i}": View("e/../x", i, "test", ViewSpec("v"), 1.0, clip) for i, clip in enumerate((b"OggS..", b""))
+    }
+    samples.write_audio(tmp_path / "audio", items, views)
+    assert [view["audio"] for view in items[0]["views"]] == ["audio/0000-e____x-0.ogg", None]
+    assert [path.name for path in (tmp_path / "audio").iterdir()] == ["0000-e____x-0.ogg"]
+
+
+def test_markdown_and_json_hold_the_same_numbers(run):
+    text = (run / "report" / "report.md").read_text()
+    results = read_results(run)
+    assert json.loads((run / "report" / "results.json").read_text()) == results.value
+    row = results.find("rba-group", "chrf")
+    cell = f"{row['value']:.3f} ({row['ci_low']:.3f} to {row['ci_high']:.3f})"
+    assert re.search(rf"^\| rba-group \| {re.escape(cell)} \|", text, re.MULTILINE)
+    assert text.count("\n| rba-group − base |") == len(
+        [r for r in results.comparisons if r["a"] == "rba-group" and r["b"] == "base"]
+    )
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+    assert "<" not in text
+
+
+def test_markdown_cannot_be_broken_out_of():
+    assert markdown.plain("a|b\n<i> *x* [y](z) `c`") == r"a\|b &lt;i> \*x\* \[y\](z) \`c\`"
 
 
 def test_drawing_again_replaces_what_was_there(run, tmp_path):
@@ -127,7 +283,8 @@ def test_drawing_again_replaces_what_was_there(run, tmp_path):
     assert len(list((run / "report").glob("samples-*.js"))) == 1
     assert not (run / "report" / "audio").exists()
     assert all(view["audio"] is None for item in load_items(run) for view in item["views"])
-    build(run, ReportConfig(samples=15))
+    assert not (run / "report" / "single.html").exists()
+    build(run, ReportConfig(samples=15, single_file=3))
     assert (run / "report" / "index.html").read_text() == before
 
 
@@ -211,3 +368,21 @@ def test_report_imports_no_torch(run: Path):
         f"build(Path({str(run)!r}), ReportConfig(samples=15)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["--single-file"], ["--report.single_file", "8"]),
+        (["--single-file", "--report.single_file", "2"], ["--report.single_file", "2"]),
+        ([], []),
+    ],
+)
+def test_single_file_is_short_for_a_key_of_the_recipe(monkeypatch, words, asked):
+    seen = []
+    monkeypatch.setattr(pipeline, "execute", lambda *given: seen.append(given))
+    app = typer.Typer()
+    pipeline.register(app)
+    result = CliRunner().invoke(app, ["report", "quickstart", *words])
+    assert result.exit_code == 0, result.output
+    assert seen == [("quickstart", asked, Path("runs"), None, False, "report")]

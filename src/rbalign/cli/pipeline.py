@@ -29,6 +29,11 @@ Fork = Annotated[
     typer.Option("--fork", metavar="NAME", help="A new run that keeps the finished stages of the recipe's own run."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what, how many, time and disk; start nothing.")]
+SingleFile = Annotated[
+    bool, typer.Option("--single-file", help="report/single.html, too: one file with a few samples and their clips.")
+]
+SINGLE_FILE = ("--report.single_file", "8")
+"""What --single-file stands for: samples of each task, with four clips about 3 MB together."""
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +52,22 @@ def register(app: typer.Typer) -> None:
 
     add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
     for stage, text in STAGES.items():
-        if stage != "eval":  # it takes more than a recipe: cli/evaluating.py
+        if stage not in ("eval", "report"):  # eval takes more than a recipe: cli/evaluating.py
             add(stage, stage, text)
+
+    @app.command("report", help=STAGES["report"], epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
+    def report(
+        ctx: typer.Context,
+        recipe: Recipe,
+        runs: Runs = Path("runs"),
+        fork: Fork = None,
+        single_file: SingleFile = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        name, overrides = split_words([recipe, *ctx.args])
+        if single_file and not any(word.startswith(SINGLE_FILE[0]) for word in overrides):
+            overrides += SINGLE_FILE
+        execute(name, overrides, runs, fork, dry_run, "report")
 
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -61,7 +80,7 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
         if not word.startswith("--"):
             recipes.append(word)
             continue
-        check_option(word, ("--runs", "--fork", "--dry-run", "--help"))
+        check_option(word, ("--runs", "--fork", "--single-file", "--dry-run", "--help"))
         overrides.append(word)
         if "=" not in word and rest and not rest[0].startswith("--"):
             overrides.append(rest.pop(0))

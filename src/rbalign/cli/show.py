@@ -50,8 +50,14 @@ def ending(folder: Path, results: bool) -> None:
     path = folder / "results.json"
     if results and path.exists():
         headline_table(json.loads(path.read_text(encoding="utf-8")))
-    page = folder / "report" / "index.html"
-    for place, what in ((page, "open in a browser"), (path, "every number with its interval")):
+    page = folder / "report"
+    shown = (
+        (page / "index.html", "open in a browser"),
+        (page / "single.html", "the same with a few samples, as one file"),
+        (page / "report.md", "the same as Markdown"),
+        (path, "every number with its interval"),
+    )
+    for place, what in shown:
         if place.exists():
             typer.echo(f"{place}  ({what})")
     typer.echo(f"{folder}  (the run: recipe.toml, status.json, data, arms)")

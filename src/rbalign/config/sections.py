@@ -312,3 +312,6 @@ class ReportConfig(Section):
     """Instructions shown with every arm's answer."""
     audio: bool = True
     """Copy their clips beside the page."""
+    single_file: Annotated[int, Field(ge=0)] = 0
+    """Samples of a task in report/single.html, one file with their clips inside, to mail. 0: none.
+    `rba report --single-file` asks for 8."""

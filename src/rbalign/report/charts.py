@@ -1,77 +1,15 @@
-"""Figures as inline SVG that follows the page's colours, light or dark. No torch."""
+"""The page's figures. Every number comes from results.json or from a training log; each says them in words, too."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, Results, Row, label
-
-INK, FAINT = "#010203", "#040506"
-"""Stand-ins that become `currentColor` and `var(--faint)` in the finished SVG."""
-# Okabe and Ito's palette: told apart by colour-blind readers, too. Line styles tell arms apart in print.
-COLOURS = {
-    "base": "#8a8f98",
-    "sft": "#e69f00",
-    "kd": "#56b4e9",
-    "sft-matched": "#b37400",
-    "kd-matched": "#1f78b4",
-    "rba-single": "#009e73",
-    "rba-group": "#d55e00",
-    "text": "#cc79a7",
-    "cascade": "#a0742c",
-    "self-cascade": "#0072b2",
-}
-SPARE = ("#f0e442", "#999933", "#aa4499", "#44aa99")
-MARKERS = "osD^vP*X"
+from rbalign.report.drawing import INK, Figure, colour, draw, marker
+from rbalign.report.pivot import CURVES, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, axis, label, show
 
 
-def colour(arm: str, arms: Sequence[str] = ()) -> str:
-    """An arm's colour; arms that the palette does not know take the spare ones in turn."""
-    others = [name for name in arms if name not in COLOURS]
-    return COLOURS.get(arm) or SPARE[others.index(arm) % len(SPARE) if arm in others else 0]
-
-
-def _draw(width: float, height: float, paint: Callable[[Any], None], title: str) -> str:
-    """One SVG of `width` x `height` inches, painted on axes that have the page's ink."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "rba",
-        "text.parse_math": False,
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        paint(axes)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Title": title, "Creator": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--faint)")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(title)}" class="figure" ', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-
-
-def forest(results: Results, metric: str) -> str | None:
+def forest(results: Results, metric: str) -> Figure | None:
     """Differences of trained arms to base, sft and kd under one metric, with intervals; None without any."""
     trained = set(results.trained())
     rows = [
@@ -83,21 +21,25 @@ def forest(results: Results, metric: str) -> str | None:
 
     def paint(axes: Any) -> None:
         for place, row in enumerate(reversed(rows)):
-            shade = colour(row["a"])
-            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=shade, lw=2.2, solid_capstyle="round")
+            shade = colour(row["a"], results.arms())
+            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=shade, lw=2.2)
             sure = row["ci_low"] > 0 or row["ci_high"] < 0
             axes.plot(row["difference"], place, "o", ms=7, color=shade, mfc=shade if sure else "none", mew=1.6)
         axes.axvline(0, color=INK, lw=0.9)
         axes.set_yticks(range(len(rows)), [f"{row['a']} − {row['b']}" for row in reversed(rows)])
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-        axes.set_xlabel(f"difference in {label(metric)} ({better})")
+        axes.set_xlabel(f"difference in {axis(metric)}\n({_better(metric)})")
         axes.grid(axis="x")
 
-    return _draw(7.2, 0.9 + 0.34 * len(rows), paint, f"Differences in {label(metric)} with 95 % intervals")
+    title = f"Differences in {label(metric)}, 95 % intervals"
+    said = "; ".join(
+        f"{row['a']} − {row['b']} {row['difference']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
+        for row in rows
+    )
+    return draw(0.9 + 0.28 * len(rows), paint, title, f"{title}: {said}.")
 
 
-def ladder(results: Results, metric: str) -> str | None:
+def ladder(results: Results, metric: str) -> Figure | None:
     """Where the gap lies: every arm and reference on one scale, from hearing to reading."""
     rows = [(arm, results.find(arm, metric)) for arm in results.arms()]
     known = [(arm, row) for arm, row in rows if row is not None and row["value"] is not None]
@@ -108,30 +50,69 @@ def ladder(results: Results, metric: str) -> str | None:
     def paint(axes: Any) -> None:
         for place, (arm, row) in enumerate(known):
             shade = colour(arm, results.arms())
-            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=shade, lw=2.2, solid_capstyle="round")
+            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=shade, lw=2.2)
             axes.plot(row["value"], place, "o", ms=7, color=shade)
-            _side(axes, results, arm, metric, row["task"], place, shade)
-        for name, style in (("base", ":"), ("text", "--")):
-            line = results.find(name, metric)
-            if line is not None and line["value"] is not None:
-                axes.axvline(line["value"], color=INK, lw=0.8, ls=style)
+            for side, shape in (("-text", ">"), ("-wrong-audio", "x")):
+                other = results.find(arm, metric, row["task"] + side)
+                if other is not None and other["value"] is not None:
+                    axes.plot(other["value"], place, shape, ms=6, color=shade, mfc="none", mew=1.4)
+        _ends(axes, results, metric)
         axes.set_yticks(range(len(known)), [arm for arm, _ in known])
         axes.set_ylim(-0.6, len(known) - 0.4)
-        axes.set_xlabel(f"{label(metric)}   (dotted: base, dashed: text LLM; ▷ own text side, × wrong audio)")
+        axes.set_xlabel(axis(metric))
         axes.grid(axis="x")
 
-    return _draw(7.2, 0.9 + 0.36 * len(known), paint, f"Gap decomposition in {label(metric)}")
+    title = f"Where the gap lies in {label(metric)}"
+    said = "; ".join(f"{arm} {_value(row)}" for arm, row in known)
+    return draw(0.8 + 0.3 * len(known), paint, title, f"{title}: {said}.")
 
 
-def _side(axes: Any, results: Results, arm: str, metric: str, task: str, place: int, shade: str) -> None:
-    """The arm's own score on text, and on another item's audio."""
-    for suffix, marker in (("-text", ">"), ("-wrong-audio", "x")):
-        row = results.find(arm, metric, task + suffix)
+def _ends(axes: Any, results: Results, metric: str) -> None:
+    """Where the gap begins and ends: base hearing (dotted), the text LLM reading (dashed)."""
+    for name, style in (("base", ":"), ("text", "--")):
+        row = results.find(name, metric)
         if row is not None and row["value"] is not None:
-            axes.plot(row["value"], place, marker, ms=6, color=shade, mfc="none", mew=1.4)
+            axes.axvline(row["value"], color=INK, lw=0.9, ls=style)
 
 
-def consistency_against_quality(results: Results) -> str | None:
+def conditions(results: Results, metric: str) -> Figure | None:
+    """Base and trained arms in each voice; how far each lies from the dashed line (reading) is its gap there."""
+    voices, text = results.voices(metric), results.find("text", metric)
+    arms = [arm for arm in results.arms() if arm not in REFERENCES and any(arm in rows for rows in voices.values())]
+    if len(voices) < 2 or not arms or text is None or text["value"] is None:
+        return None
+    points = [
+        (place, order, arm, voices[voice][arm])
+        for place, voice in enumerate(reversed(voices))
+        for order, arm in enumerate(arms)
+        if arm in voices[voice] and voices[voice][arm]["value"] is not None
+    ]
+    step = 0.76 / len(arms)
+
+    def paint(axes: Any) -> None:
+        named = set()
+        for place, order, arm, row in points:
+            shade, height = colour(arm, results.arms()), place + 0.38 - step * (order + 0.5)
+            axes.plot([row["ci_low"], row["ci_high"]], [height, height], color=shade, lw=1.4)
+            shape, name = marker(arm, results.arms()), arm if arm not in named else None
+            axes.plot(row["value"], height, shape, ms=5, color=shade, label=name, ls="none")
+            named.add(arm)
+        axes.axvline(text["value"], color=INK, lw=0.9, ls="--", label="text (reads)")
+        axes.set_yticks(range(len(voices)), list(reversed(voices)))
+        axes.set_ylim(-0.6, len(voices) - 0.4)
+        axes.set_xlabel(axis(metric))
+        axes.grid(axis="x")
+
+    title = f"Gap to reading by voice, {label(metric)}"
+    said = "; ".join(
+        f"{voice}: " + ", ".join(f"{arm} {_value(rows[arm])}" for arm in arms if arm in rows)
+        for voice, rows in voices.items()
+    )
+    height = 0.8 + len(voices) * max(0.4, 0.13 * len(arms) + 0.1)
+    return draw(height, paint, title, f"{title}; the text LLM reads {_value(text)}; {said}.")
+
+
+def consistency_against_quality(results: Results) -> Figure | None:
     """Each arm's consistency headline over its quality: a constant answer has no place on this figure."""
     metric = next((m for m in HEADLINES if results.find("base", m)), None)
     embedder = next(iter(results.embedders()), None)
@@ -146,28 +127,73 @@ def consistency_against_quality(results: Results) -> str | None:
         return None
 
     def paint(axes: Any) -> None:
-        for place, (arm, good, steady) in enumerate(points):
-            shade, x, y = colour(arm, results.arms()), good["value"], steady["value"]
-            axes.errorbar(
-                x,
-                y,
-                xerr=[[x - good["ci_low"]], [good["ci_high"] - x]],
-                yerr=[[y - steady["ci_low"]], [steady["ci_high"] - y]],
-                fmt=MARKERS[place % len(MARKERS)],
-                color=shade,
-                ms=7,
-                lw=1.2,
-                label=arm,
-            )
-        axes.set_xlabel(f"quality: {label(metric)}")
+        for arm, good, steady in points:
+            _cross(axes, results, arm, good, steady)
+        axes.set_xlabel(f"quality: {axis(metric)}")
         axes.set_ylabel("consistency between voices\n(0 other instruction, 1 same audio)")
         axes.grid()
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
-    return _draw(7.2, 3.8, paint, "Consistency against quality")
+    said = "; ".join(f"{arm} quality {_value(good)}, consistency {_value(steady)}" for arm, good, steady in points)
+    return draw(3.4, paint, "Consistency against quality", f"Consistency against quality: {said}.")
 
 
-def curves(metrics: Mapping[str, Sequence[Row]], name: str) -> str | None:
+def length_against_win(results: Results, metric: str) -> Figure | None:
+    """How often an arm beats base, over the length of its answers: a win that rises with length may be length alone.
+
+    The share is of the instructions where the two differ, with the exact binomial interval that belongs to the sign
+    test beside it (Clopper and Pearson 1934).
+    """
+    base, points = results.find("base", "tokens", "open"), []
+    for arm in results.trained():
+        row = next((r for r in results.comparisons if (r["a"], r["b"], r["metric"]) == (arm, "base", metric)), None)
+        length = results.find(arm, "tokens", "open")
+        if row and row["task"] == "open" and row["wins"] + row["losses"] and length and length["value"] is not None:
+            points.append((arm, length, win_share(row["wins"], row["losses"])))
+    if base is None or base["value"] is None or not points:
+        return None
+
+    def paint(axes: Any) -> None:
+        for arm, length, share in points:
+            _cross(axes, results, arm, length, share)
+        axes.axhline(50, color=INK, lw=0.9)
+        axes.axvline(base["value"], color=INK, lw=0.9, ls=":", label="length of base")
+        axes.set_xlabel("length of an answer, tokens")
+        axes.set_ylabel("wins over base,\n% of what differs")
+        axes.grid()
+
+    title = f"Length against wins over base, {label(metric)}"
+    said = "; ".join(
+        f"{arm} {_value(length)} tokens, wins {share['value']:.0f} % ({share['ci_low']:.0f} to {share['ci_high']:.0f})"
+        for arm, length, share in points
+    )
+    return draw(3.2, paint, title, f"{title}; base has {_value(base)} tokens; {said}.")
+
+
+def win_share(wins: int, losses: int) -> Row:
+    """Percent of `wins` among wins and losses, as a row with its exact 95 % interval."""
+    from scipy.stats import binomtest
+
+    found = binomtest(wins, wins + losses)
+    low, high = found.proportion_ci(0.95, "exact")
+    return {"metric": "wins", "value": 100 * found.statistic, "ci_low": 100 * low, "ci_high": 100 * high}
+
+
+def _cross(axes: Any, results: Results, arm: str, x: Row, y: Row) -> None:
+    """An arm as a point with both its intervals."""
+    axes.errorbar(
+        x["value"],
+        y["value"],
+        xerr=[[x["value"] - x["ci_low"]], [x["ci_high"] - x["value"]]],
+        yerr=[[y["value"] - y["ci_low"]], [y["ci_high"] - y["value"]]],
+        fmt=marker(arm, results.arms()),
+        color=colour(arm, results.arms()),
+        ms=7,
+        lw=1.2,
+        label=arm,
+    )
+
+
+def curves(metrics: Mapping[str, Sequence[Row]], name: str) -> Figure | None:
     """One training quantity of every arm over its updates; `metrics` maps an arm's folder name to its log rows."""
     lines = {}
     for arm, rows in metrics.items():
@@ -180,13 +206,23 @@ def curves(metrics: Mapping[str, Sequence[Row]], name: str) -> str | None:
             lines[arm] = points
     if not lines:
         return None
+    words, unit = CURVES[name]
 
     def paint(axes: Any) -> None:
         for arm, points in lines.items():
             axes.plot(*zip(*points, strict=True), color=colour(arm.rsplit("-s", 1)[0]), lw=1.6, label=arm)
         axes.set_xlabel("update")
-        axes.set_ylabel(name)
+        axes.set_ylabel(f"{words}, {unit}")
         axes.grid()
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
-    return _draw(7.2, 2.6, paint, f"{name} over updates")
+    title = f"{words[0].upper()}{words[1:]} over updates"
+    said = "; ".join(f"{arm} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for arm, points in lines.items())
+    return draw(2.5, paint, title, f"{title}: {said}.")
+
+
+def _value(row: Row) -> str:
+    return show(row["value"], row["metric"])
+
+
+def _better(metric: str) -> str:
+    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"

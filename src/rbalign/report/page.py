@@ -1,26 +1,37 @@
-"""One static page from a run folder: `report/index.html`, which a double click opens. No torch, no network."""
+"""One static page from a run folder: `report/index.html`, which a double click opens. No torch, no network.
+
+report.md and results.json beside it hold the same numbers for readers and for programs.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rbalign.config.sections import ReportConfig
+from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError, UsageError
-from rbalign.report import charts, samples, tables
+from rbalign.report import charts, markdown, samples, tables
 from rbalign.report.pivot import HEADLINES, Results
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.journal import read_rows
+from rbalign.types import Example, View
 
+SINGLE = "single.html"
 SECTIONS = (
     ("verdict", "In short"),
     ("table", "Table"),
     ("differences", "Differences"),
     ("gap", "Gap"),
+    ("length", "Length"),
     ("consistency", "Consistency"),
     ("voices", "Voices"),
     ("training", "Training"),
@@ -29,17 +40,46 @@ SECTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Answers of one task beside the instructions and clips that they belong to."""
+
+    task: str
+    answers: samples.Answers
+    wrong: samples.Answers
+    """To another item's clip."""
+    examples: Mapping[str, Example]
+    views: Mapping[str, View]
+
+    def items(self, limit: int) -> list[dict[str, Any]]:
+        """Sample cards, without their clips."""
+        return samples.build_items(self.task, self.answers, self.wrong, self.examples, self.views, limit)
+
+
 def build(run: Path, config: ReportConfig) -> Path:
-    """Write `run/report/` anew and return its index.html.
+    """Write `run/report/` anew and return its index.html; single.html, if asked for, stands beside it.
 
     Raises UsageError if the run has no results yet, DataError if results.json is damaged.
     """
     results = read_results(run)
     folder = run / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = _answered(run) if config.samples or config.single_file else []
+    context = _context(run, results)
+    items = [item for task in tasks for item in task.items(config.samples)]
+    views = {id_: view for task in tasks for id_, view in task.views.items()}
     shutil.rmtree(folder / "audio", ignore_errors=True)
-    items = _items(run, config, folder)
-    page = render(run, results, items, samples.write_chunks(_made(folder), items))
-    atomic_write(folder / "index.html", page)
+    if config.audio and items:
+        samples.write_audio(folder / "audio", items, views)
+    chunks = samples.write_chunks(folder, items)
+    (folder / SINGLE).unlink(missing_ok=True)
+    if config.single_file:
+        few = [item for task in tasks for item in task.items(config.single_file)]
+        samples.inline_audio(few, views)
+        atomic_write(folder / SINGLE, _html(context, few, chunks=0, single=True))
+    atomic_write(folder / "results.json", json.dumps(results.value, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(folder / "report.md", markdown.report(context))
+    atomic_write(folder / "index.html", _html(context, items, chunks))
     return folder / "index.html"
 
 
@@ -55,25 +95,21 @@ def read_results(run: Path) -> Results:
         raise DataError(f"{path} is not a table of results ({error!r})", "run `rba eval` again") from None
 
 
-def render(run: Path, results: Results, items: list[dict[str, Any]], chunks: int) -> str:
-    """The page's HTML. Everything that is not made by charts.py goes through jinja2's autoescape."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def _context(run: Path, results: Results) -> dict[str, Any]:
+    """Everything that stands on the page but the samples."""
     recipe = _text(run / "recipe.toml")
     settings = tomllib.loads(recipe) if recipe else {}
     logs = {path.parent.name: list(read_rows(path)) for path in sorted((run / "arms").glob("*/metrics.jsonl"))}
     figures = {
         "forests": [charts.forest(results, metric) for metric in HEADLINES],
-        "ladders": [charts.ladder(results, metric) for metric in HEADLINES],
+        "gaps": [charts.ladder(results, metric) for metric in HEADLINES],
+        "conditions": [charts.conditions(results, metric) for metric in HEADLINES],
+        "lengths": [charts.length_against_win(results, metric) for metric in HEADLINES],
+        "consistency": [charts.consistency_against_quality(results)],
         "curves": [charts.curves(logs, name) for name in tables.curve_names(list(logs.values()))],
     }
-    steady = charts.consistency_against_quality(results)
-    context: dict[str, Any] = {
-        **{name: [Markup(svg) for svg in made if svg] for name, made in figures.items()},
-        "css": Markup(_asset("page.css")),
-        "js": Markup(_asset("page.js")),
+    return {
+        "figures_of": {name: [figure for figure in made if figure] for name, made in figures.items()},
         "name": settings.get("name", run.name),
         "description": settings.get("description", ""),
         "facts": _facts(results, settings),
@@ -82,57 +118,70 @@ def render(run: Path, results: Results, items: list[dict[str, Any]], chunks: int
         "comparisons": tables.comparison_table(results),
         "family": tables.family_size(results),
         "gaps": tables.gap_table(results),
-        "consistency": {
-            "lines": tables.consistency_table(results),
-            "figure": Markup(steady) if steady else None,
-        },
+        "consistency": tables.consistency_table(results),
         "voices": tables.voice_tables(results),
         "training": tables.training_table(results),
-        "sample_count": len(items),
-        "sample_tasks": sorted({item["task"] for item in items}),
-        "sample_arms": sorted({arm for item in items for arm in item["gains"]}),
-        "chunks": chunks,
         "method": _method(results),
+        "heads": {
+            "differences": list(markdown.DIFFERENCES),
+            "steadiness": list(markdown.STEADINESS),
+            "training": list(markdown.TRAINING),
+        },
         "recipe": recipe,
         "environment": _text(run / "environment.json"),
     }
-    present = {"verdict", "table", "method"} | {id_ for id_, there in _optional(context).items() if there}
-    context["sections"] = [pair for pair in SECTIONS if pair[0] in present]
-    return environment.from_string(_asset("page.html.j2")).render(context)
 
 
-def _optional(context: dict[str, Any]) -> dict[str, bool]:
+def _html(context: Mapping[str, Any], items: Sequence[dict[str, Any]], chunks: int, single: bool = False) -> str:
+    """The page. Everything that is not made by drawing.py goes through jinja2's autoescape or `script_json`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    more = {
+        "css": Markup(_asset("page.css")),
+        "js": Markup(_asset("page.js")),
+        "sample_count": len(items),
+        "sample_tasks": sorted({item["task"] for item in items}),
+        "sample_arms": sorted({arm for item in items for arm in item["gains"]}),
+        "sample_flags": sorted({flag for item in items for flag in item["flags"]}),
+        "sample_voices": sorted({view["voice"] for item in items for view in item["views"]}),
+        "chunks": chunks,
+        "inline": Markup(samples.script_json(list(items) if single else [])),
+        "single": single,
+    }
+    whole = {**context, **more}
+    present = {"verdict", "table", "method"} | {id_ for id_, there in _optional(whole).items() if there}
+    sections = [pair for pair in SECTIONS if pair[0] in present]
+    return environment.from_string(_asset("page.html.j2")).render(whole, sections=sections)
+
+
+def _optional(context: Mapping[str, Any]) -> dict[str, bool]:
     """Sections that stand on the page only if there is something to show, as the template decides it."""
+    figures = context["figures_of"]
     return {
-        "differences": bool(context["forests"] or context["comparisons"]),
-        "gap": bool(context["gaps"]["lines"] or context["ladders"]),
-        "consistency": bool(context["consistency"]["lines"]),
+        "differences": bool(figures["forests"] or context["comparisons"]),
+        "gap": bool(context["gaps"]["lines"] or figures["gaps"]),
+        "length": bool(figures["lengths"]),
+        "consistency": bool(context["consistency"]),
         "voices": bool(context["voices"]),
-        "training": bool(context["curves"] or context["training"]),
+        "training": bool(figures["curves"] or context["training"]),
         "samples": bool(context["sample_count"]),
     }
 
 
-def _items(run: Path, config: ReportConfig, folder: Path) -> list[dict[str, Any]]:
-    """Sample cards of every task; clips are written beside them if asked."""
-    items: list[dict[str, Any]] = []
+def _answered(run: Path) -> list[Answered]:
+    """Every task that has answers and whose instructions are at hand."""
+    found = []
     for task, place in (("open", run / "data"), ("qa", run / "eval" / "questions")):
         answers = samples.load_answers(run, task)
-        if not answers or not config.samples or not place.is_dir():
-            continue
-        examples, views = _dataset(place)
-        wrong = samples.load_answers(run, f"{task}-wrong-audio")
-        made = samples.build_items(task, answers, wrong, examples, config.samples)
-        if config.audio:
-            samples.write_audio(folder / "audio", made, views)
-        items += made
-    return items
+        if answers and place.is_dir():
+            wrong = samples.load_answers(run, f"{task}-wrong-audio")
+            found.append(Answered(task, answers, wrong, *_dataset(place)))
+    return found
 
 
-def _dataset(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Examples and views of the held-out splits by id."""
-    from rbalign.data.dataset import Dataset
-
+def _dataset(folder: Path) -> tuple[dict[str, Example], dict[str, View]]:
+    """Examples and views of the held-out splits by id; clips stay on the disk until they are asked for."""
     dataset = Dataset.open(folder)
     splits = ("validation", "test")
     examples = {example.id: example for split in splits for example in dataset.examples(split)}
@@ -165,8 +214,3 @@ def _asset(name: str) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

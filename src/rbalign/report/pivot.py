@@ -26,6 +26,23 @@ LABELS = {
     "failed": "failed",
 }
 TABLE_ORDER = tuple(LABELS)
+UNITS = {"chrf": "0 to 1", "wordllama": "cosine", "similarity": "cosine", "qa": "share right", "tokens": "tokens"}
+"""Units of what figures show."""
+CURVES = {
+    "loss": ("loss", "nats"),
+    "single_loss": ("loss of single", "nats"),
+    "group_loss": ("loss of group", "nats"),
+    "grpo_loss": ("loss of grpo", "no unit"),
+    "opd_loss": ("loss of opd", "nats"),
+    "ce_loss": ("loss of ce", "nats"),
+    "margin": ("margin", "nats"),
+    "reward": ("reward", "scorer's scale"),
+    "kl": ("KL", "nats a token"),
+    "gradient_norm": ("gradient norm", "no unit"),
+    "grad_norm": ("gradient norm", "no unit"),
+    "length_difference": ("length difference", "tokens"),
+}
+"""Training quantities worth a figure: how they are called, and their unit."""
 READING = "open-text"
 """The task in which an arm reads what it otherwise hears: what alignment gave reading did not close the gap."""
 SIMILARITIES = {"wordllama": ("wordllama", "WordLlama"), "similarity": ("minilm", "MiniLM")}
@@ -123,6 +140,11 @@ class Results:
 def label(metric: str) -> str:
     """A metric's name for people."""
     return LABELS.get(metric, metric)
+
+
+def axis(metric: str) -> str:
+    """A metric's name and unit, for an axis."""
+    return f"{label(metric)}, {UNITS[metric]}" if metric in UNITS else label(metric)
 
 
 def digits(metric: str) -> int:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rbalign.keys import Key
-from rbalign.report.charts import COLOURS, colour
+from rbalign.report.drawing import COLOURS, colour
 from rbalign.report.pivot import REFERENCES
-from rbalign.rundir.files import atomic_write
+from rbalign.rundir.files import atomic_write, new_folder
 from rbalign.rundir.journal import read_rows
-from rbalign.types import Example, View
+from rbalign.types import Example, View, ViewSpec
 
-CHUNK = 10
-"""Items in a samples-N.js: about 60 kB."""
+CHUNK = 50
+"""Items in a samples-N.js: about 350 kB. The page opens with the first; searching reads them all."""
 TASKS = {"open": "chrf", "qa": "qa"}
 """Tasks that are shown, and the score that stands beside an answer."""
+NOTES = {"length": "cut", "error": "failed"}
+"""Why an answer ended, where that is worth a word."""
+FLIPS = "right in some voices only"
 
 Answers = dict[tuple[str, int], dict[str, dict[str, Any]]]
 """(example, view) -> arm folder -> its answer row, with `score`."""
@@ -38,57 +42,94 @@ def load_answers(run: Path, task: str) -> Answers:
 
 
 def build_items(
-    task: str, answers: Answers, wrong: Answers, examples: Mapping[str, Example], limit: int
+    task: str,
+    answers: Answers,
+    wrong: Answers,
+    examples: Mapping[str, Example],
+    views: Mapping[str, View],
+    limit: int,
 ) -> list[dict[str, Any]]:
     """Up to `limit` instructions, drawn by key so that nobody picked them, as values for the page."""
-    voices: dict[str, list[int]] = defaultdict(list)
+    heard: dict[str, list[int]] = defaultdict(list)
     for example, view in sorted(answers):
-        voices[example].append(view)
-    drawn = sorted((e for e in voices if e in examples), key=lambda e: Key(0, "report", example=e).digest())[:limit]
-    return [_item(task, examples[example], voices[example], answers, wrong) for example in drawn]
+        heard[example].append(view)
+    drawn = sorted((e for e in heard if e in examples), key=lambda e: Key(0, "report", example=e).digest())[:limit]
+    items = []
+    for name in drawn:
+        shown = [_view(name, view, views.get(f"{name}/{view}"), answers, wrong) for view in heard[name]]
+        items.append(
+            {
+                "task": task,
+                "id": name,
+                "instruction": examples[name].instruction,
+                "targets": _targets(examples[name]),
+                "views": shown,
+                "gains": _gains(name, heard[name], answers),
+                "flags": _flags(task, name, heard[name], answers),
+            }
+        )
+    return items
 
 
-def _item(task: str, example: Example, views: Sequence[int], answers: Answers, wrong: Answers) -> dict[str, Any]:
-    targets = [("y_ref", example.answer), ("independent sample", example.reference)]
-    if example.labels.get("aliases"):
-        targets.append(("accepted", " | ".join(example.labels["aliases"])))
-    return {
-        "task": task,
-        "id": example.id,
-        "instruction": example.instruction,
-        "targets": [
-            {"name": name, "text": text, "note": "", "colour": "var(--faint)", "target": True}
-            for name, text in targets
-            if text
-        ],
-        "views": [_view(example.id, view, answers, wrong) for view in views],
-        "gains": _gains(example.id, views, answers),
-    }
+def _targets(example: Example) -> list[dict[str, Any]]:
+    """What answers are held against."""
+    texts = {"y_ref": example.answer, "independent sample": example.reference}
+    texts["accepted"] = " | ".join(example.labels.get("aliases") or ())
+    return [
+        {"name": name, "text": text, "note": "", "colour": "var(--faint)", "target": True}
+        for name, text in texts.items()
+        if text
+    ]
 
 
-def _view(example: str, view: int, answers: Answers, wrong: Answers) -> dict[str, Any]:
-    own = answers[example, view]
+def _view(example: str, index: int, view: View | None, answers: Answers, wrong: Answers) -> dict[str, Any]:
+    own = answers[example, index]
     places = {name: place for place, name in enumerate(COLOURS)}
     order = sorted(own, key=lambda arm: (places.get(_objective(arm), len(places)), arm))
-    shown = [_answer(arm, own[arm]) for arm in order]
-    shown += [_answer(f"{arm} on wrong audio", row) for arm, row in sorted(wrong.get((example, view), {}).items())]
     hearing = next((row for arm, row in sorted(own.items()) if arm not in REFERENCES and row["heard"] is not None), {})
     first = next(iter(own.values()))
     return {
-        "index": view,
-        "voice": first["voice"],
+        "index": index,
+        "voice": condition(view.spec) if view else first["voice"],
         "audio": None,
-        "seconds": 0.0,
+        "seconds": round(view.seconds, 2) if view else 0.0,
         "heard": hearing.get("heard"),
-        "answers": shown,
+        "answers": [_answer(arm, own[arm]) for arm in order],
+        "aside": [_answer(arm, row) for arm, row in sorted(wrong.get((example, index), {}).items())],
     }
 
 
-def _answer(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def condition(spec: ViewSpec) -> str:
+    """How a view was said: its voice, and whatever is not plain about it: `af_sarah, telephone, 1.2x`."""
+    plain = ViewSpec(spec.voice)
+    parts = [getattr(spec, name) for name in ("channel", "delivery") if getattr(spec, name) != getattr(plain, name)]
+    speed = [] if spec.speed == plain.speed else [f"{spec.speed:g}x"]
+    return ", ".join([spec.voice, *parts, *speed])
+
+
+def _answer(arm: str, row: Mapping[str, Any]) -> dict[str, Any]:
     notes = [] if row["score"] is None else [f"{row['score']:.2f}"]
-    notes += {"length": ["cut"], "error": ["failed"]}.get(row["stop"], [])
-    shade = colour(_objective(name.removesuffix(" on wrong audio")))
-    return {"name": name, "text": row["error"] or row["answer"], "note": ", ".join(notes), "colour": shade}
+    notes += [NOTES[row["stop"]]] if row["stop"] in NOTES else []
+    return {
+        "name": arm,
+        "text": row["error"] or row["answer"],
+        "note": ", ".join(notes),
+        "colour": colour(_objective(arm)),
+    }
+
+
+def _flags(task: str, example: str, views: Sequence[int], answers: Answers) -> list[str]:
+    """What the page can filter by: an answer was cut or failed; an arm is right in some voices and wrong in others."""
+    rows = [(arm, row) for view in views for arm, row in answers[example, view].items()]
+    flags = {f"{NOTES[row['stop']]} answer" for _, row in rows if row["stop"] in NOTES}
+    if task == "qa":
+        marks: dict[str, set[bool]] = defaultdict(set)
+        for arm, row in rows:
+            if row["score"] is not None:
+                marks[arm].add(row["score"] > 0)
+        if any(len(own) > 1 for own in marks.values()):
+            flags.add(FLIPS)
+    return sorted(flags)
 
 
 def _objective(arm: str) -> str:
@@ -108,19 +149,35 @@ def _gains(example: str, views: Sequence[int], answers: Answers) -> dict[str, fl
     return {arm: round(sum(values) / len(values), 4) for arm, values in sums.items()}
 
 
-def write_audio(folder: Path, items: Sequence[dict[str, Any]], views: Mapping[str, View]) -> int:
-    """One FLAC for each shown clip; fills in each view's `audio` and `seconds`. Returns the bytes written."""
-    written = 0
-    for place, item in enumerate(items):
-        for shown in item["views"]:
-            view = views.get(f"{item['id']}/{shown['index']}")
-            if view is not None and view.flac:
+def write_audio(folder: Path, items: Sequence[dict[str, Any]], views: Mapping[str, View]) -> None:
+    """Make `folder` with one file for each shown clip; fills in each view's `audio`."""
+    with new_folder(folder, 0) as aside:  # whole or not at all; no clip is worth an fsync, the dataset has it
+        for place, item in enumerate(items):
+            for shown, clip in _clips(item, views):
                 safe = re.sub(r"[^A-Za-z0-9_-]", "_", item["id"])[:60]
-                name = f"{place:04d}-{safe}-{shown['index']}.flac"
-                atomic_write(folder / name, view.flac)
-                shown["audio"], shown["seconds"] = f"audio/{name}", round(view.seconds, 2)
-                written += len(view.flac)
-    return written
+                name = f"{place:04d}-{safe}-{shown['index']}.{_kind(clip)}"
+                (aside / name).write_bytes(clip)
+                shown["audio"] = f"{folder.name}/{name}"
+
+
+def inline_audio(items: Sequence[dict[str, Any]], views: Mapping[str, View]) -> None:
+    """Put each shown clip into its view's `audio`, as a data: URL."""
+    for item in items:
+        for shown, clip in _clips(item, views):
+            shown["audio"] = f"data:audio/{_kind(clip)};base64,{base64.b64encode(clip).decode()}"
+
+
+def _clips(item: Mapping[str, Any], views: Mapping[str, View]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    for shown in item["views"]:
+        view = views.get(f"{item['id']}/{shown['index']}")
+        clip = view.flac if view else b""  # one access: each reads from the disk
+        if clip:
+            yield shown, clip
+
+
+def _kind(clip: bytes) -> str:
+    """`ogg` for the Opus of the held-out set that ships, else `flac`: the file's suffix and its type."""
+    return "ogg" if clip[:4] == b"OggS" else "flac"
 
 
 def write_chunks(folder: Path, items: Sequence[Mapping[str, Any]]) -> int:

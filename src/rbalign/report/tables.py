@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rbalign.report.charts import colour
-from rbalign.report.pivot import HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
+from rbalign.report.drawing import colour
+from rbalign.report.pivot import CURVES, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
 
 NEUTRAL = {"tokens", "truncated", "surprisal", "echo", "failed"}
 
@@ -239,20 +239,6 @@ def training_table(results: Results) -> list[dict[str, str]]:
 
 
 def curve_names(logs: Sequence[Sequence[Row]]) -> list[str]:
-    """Training quantities worth a figure: the known ones that any log has."""
-    known = (
-        "loss",
-        "single_loss",
-        "group_loss",
-        "grpo_loss",
-        "opd_loss",
-        "ce_loss",
-        "margin",
-        "reward",
-        "kl",
-        "gradient_norm",
-        "grad_norm",
-        "length_difference",
-    )
+    """Training quantities worth a figure that any log has."""
     present = {name for rows in logs for row in rows for name, value in row.items() if isinstance(value, int | float)}
-    return [name for name in known if name in present]
+    return [name for name in CURVES if name in present]

@@ -12,18 +12,22 @@ from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan, PlanRow
 
 SECONDS = 8.0
-"""Nine figures and 60 cards on one core."""
+"""Fifteen figures and 60 cards on one core."""
+SECONDS_PER_SAMPLE = 0.005
 BYTES_PER_CLIP = 65_000
+CLIPS_PER_SAMPLE = 6
+"""Four views of an instruction, two of a question."""
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
-    """One page, and the clips that it shows (four views an instruction, open answers and questions)."""
+    """One page, and the clips that it shows."""
     config = recipe.report or ReportConfig()
-    clips = config.samples * 6 if config.audio else 0
-    return Plan((PlanRow("write the page", 1, SECONDS, clips * BYTES_PER_CLIP),))
+    clips = (config.samples if config.audio else 0) + config.single_file
+    seconds = SECONDS + SECONDS_PER_SAMPLE * config.samples
+    return Plan((PlanRow("write the page", 1, seconds, clips * CLIPS_PER_SAMPLE * BYTES_PER_CLIP),))
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
-    """Write `report/index.html` anew, with samples and clips beside it."""
+    """Write `report/index.html` anew, with samples, clips, Markdown and JSON beside it."""
     page = build(run.folder, recipe.report or ReportConfig())
     return {"index.html": sha256_file(page)}
