@@ -13,7 +13,7 @@ from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.stages.inspect import unspoken
 from rbalign.synth import speak
-from rbalign.synth.readback import ReadBack, other_voices
+from rbalign.synth.readback import ReadBack, other_voices, read_back_summary
 from rbalign.synth.speak import planned, speak_shard
 from rbalign.voices.pool import SpeakFailure
 
@@ -49,7 +49,8 @@ def understood(monkeypatch, tmp_path, ears, views=VIEWS, **settings):
             view.id: (view.spec.voice, failure and failure.reason)
             for view, failure in speak_shard(views, SPOKEN, 1, read_back=read_back)
         }
-        return made, read_back.summary(), list(journal.rows())
+        rows = list(journal.rows())
+        return made, read_back_summary(rows, config.max_wer), rows
 
 
 def test_clips_that_are_understood_stay_as_they_are(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rbalign import __version__
-from rbalign.cli import assets, evaluating, listing, pipeline, scoring, tools
+from rbalign.cli import assets, evaluating, listing, pipeline, scoring, sharing, tools
 from rbalign.errors import RbaError
 
 # The stages show what takes long; a model's 0.2 s of loading needs no bar of its own. Workers inherit this.
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 pipeline.register(app)
+sharing.register(app)
 evaluating.register(app)
 scoring.register(app)
 tools.register(app)

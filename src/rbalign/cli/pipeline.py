@@ -32,6 +32,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what, how many, ti
 SingleFile = Annotated[
     bool, typer.Option("--single-file", help="report/single.html, too: one file with a few samples and their clips.")
 ]
+SHARING = ("--shard", "--merge", "--surplus")
 SINGLE_FILE = ("--report.single_file", "8")
 """What --single-file stands for: samples of each task, with four clips about 3 MB together."""
 
@@ -52,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
     add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
     for stage, text in STAGES.items():
-        if stage not in ("eval", "report"):  # eval takes more than a recipe: cli/evaluating.py
+        if stage not in ("synth", "eval", "report"):  # these take more than a recipe: cli/sharing.py, cli/evaluating.py, below
             add(stage, stage, text)
 
     @app.command("report", help=STAGES["report"], epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
@@ -93,6 +94,8 @@ def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
 def check_option(word: str, known: Sequence[str]) -> None:
     """A misspelt option would else be taken for a key of the recipe, and its message speak of keys alone."""
     name = word.split("=")[0].replace("_", "-")
+    if name in SHARING:
+        raise UsageError(f"{name} is an option of `rba synth`", "share out that stage, then `rba run RECIPE`")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if "." not in name and close:
         raise UsageError(f"unknown option {word}", f"did you mean {close[0]}?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,16 @@ class Ledger:
         """Put the totals on the disk."""
         if self._counts:
             atomic_write(self._path, json.dumps(self.totals(), indent=2) + "\n")
+
+
+def summed(tables: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What several ledgers say together: client -> its counters."""
+    total: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        for name, counts in table.items():
+            own = total.setdefault(name, {})
+            own.update({field: own.get(field, 0) + value for field, value in counts.items()})
+    return total
 
 
 def in_words(totals: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from rbalign.errors import DataError, RunError, UsageError
 
+_DISK_CURE = "free some disk space or mend the rights"
+
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace a file so that a reader or a crash sees the old or the new content, never a part; makes its folder.
@@ -30,7 +32,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         aside.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}", "free some disk space or mend the rights") from error
+        raise DataError(f"cannot write {path}: {error.strerror}", _DISK_CURE) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -65,6 +67,30 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
         raise DataError(f"cannot write {out}: {error.strerror or error}", "choose another place") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file that is never rewritten at a second place, as a whole or not at all: a hard link, which costs no
+    space; a copy where the file system has none. Replaces what is there; makes the folder.
+
+    Raises DataError if the disk refuses.
+    """
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        try:
+            aside.hardlink_to(source)
+        except OSError:
+            with source.open("rb") as read, aside.open("wb") as written:
+                shutil.copyfileobj(read, written, 1 << 20)
+                written.flush()
+                os.fsync(written.fileno())
+        aside.replace(target)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}", _DISK_CURE) from error
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

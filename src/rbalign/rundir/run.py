@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from rbalign.config.load import dump_recipe
 from rbalign.config.recipe import Recipe
 from rbalign.errors import DataError, RunError, UsageError
 from rbalign.rundir.environment import describe
-from rbalign.rundir.files import atomic_write, stable_hash
+from rbalign.rundir.files import atomic_write, link_or_copy, stable_hash
 
 # What a stage leaves behind beside the folder of its own name; a fork takes these over.
 STAGE_FILES = {"synth": ("data",), "align": ("arms",), "eval": ("eval", "results.json")}
@@ -57,14 +56,15 @@ class RunDir:
         self._lock: Any = None
 
     @classmethod
-    def open(cls, root: Path, recipe: Recipe, fork: str | None = None) -> Self:
+    def open(cls, root: Path, recipe: Recipe, fork: str | None = None, *, forkable: bool = True) -> Self:
         """The run `root/NAME`, made if it is not there; NAME is the recipe's name or the fork's.
 
+        forkable: whether `--fork` is offered where another process holds it.
         Raises RunError if another process writes to it or it was forked from elsewhere, UsageError for a bad name.
         """
         recipe, source = _named(Path(root), recipe, fork)
         folder = Path(root) / recipe.name
-        lock = lock_folder(folder, "add `--fork NAME`")
+        lock = lock_folder(folder, "add `--fork NAME`" if forkable else None)
         try:
             run = cls(folder, recipe, _read_status(folder, source))
             run._lock = lock
@@ -168,7 +168,7 @@ class RunDir:
         self.status["stages"][name] = entry | {"taken_from": source}
         if self._lock is not None:
             for file in _stage_files(folder, name):
-                _link(file, self.folder / file.relative_to(folder))
+                link_or_copy(file, self.folder / file.relative_to(folder))
             self.write_status()
         return entry
 
@@ -226,7 +226,7 @@ def _named(root: Path, recipe: Recipe, fork: str | None) -> tuple[Recipe, str | 
     return recipe.model_copy(update={"name": fork}), recipe.name
 
 
-def lock_folder(folder: Path, otherwise: str) -> Any:
+def lock_folder(folder: Path, otherwise: str | None) -> Any:
     """The writer's lock of a folder, which is made; the kernel drops it when the process ends, however it ends.
 
     RunError if another process has it; `otherwise` is what else one may do than wait.
@@ -239,7 +239,7 @@ def lock_folder(folder: Path, otherwise: str) -> Any:
         lock.acquire(timeout=0)
     except Timeout:
         pid = writer.read_text() if writer.exists() else "unknown"
-        cure = f"wait for it, stop it (kill {pid}), or {otherwise}"
+        cure = f"wait for it, stop it (kill {pid})" + (f", or {otherwise}" if otherwise else "")
         raise RunError(f"{folder.name} is being written by process {pid}", cure) from None
     except OSError as error:
         raise RunError(f"cannot write in {folder}: {error.strerror}", "choose another place") from error
@@ -269,16 +269,6 @@ def _stage_files(folder: Path, name: str) -> Iterator[Path]:
         if place.is_file():
             yield place
         yield from (file for file in sorted(place.rglob("*")) if file.is_file())
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, which costs no space; a copy where the file system has none. Finished files are never rewritten."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _now() -> str:

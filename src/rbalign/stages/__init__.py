@@ -2,6 +2,8 @@
 
 from rbalign import stages
 folder = stages.run_recipe("quickstart", ("--align.beta", "0.2"))
+
+A stage shared out (docs/datasets.md): run_shard(recipe, Path("runs"), Part.parse("3/64")), merge(recipe, Path("runs")).
 """
 
 from importlib import import_module
@@ -13,16 +15,22 @@ if TYPE_CHECKING:
     from rbalign.rundir.run import RunDir
     from rbalign.stages.base import Plan, PlanRow
     from rbalign.stages.chain import run_recipe
+    from rbalign.stages.synth_merge import merge
+    from rbalign.stages.synth_shards import run_shard
+    from rbalign.synth.parts import Part
 
-__all__ = ["Plan", "PlanRow", "Recipe", "RunDir", "load_recipe", "run_recipe"]
+__all__ = ["Part", "Plan", "PlanRow", "Recipe", "RunDir", "load_recipe", "merge", "run_recipe", "run_shard"]
 
 _HOMES = {
+    "Part": "rbalign.synth.parts",
     "Plan": "rbalign.stages.base",
     "PlanRow": "rbalign.stages.base",
     "Recipe": "rbalign.config.recipe",
     "RunDir": "rbalign.rundir.run",
     "load_recipe": "rbalign.config.load",
+    "merge": "rbalign.stages.synth_merge",
     "run_recipe": "rbalign.stages.chain",
+    "run_shard": "rbalign.stages.synth_shards",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +94,6 @@ def filled(split: TopicSplit, open_drafts: OpenDrafts, label: Labelling) -> Topi
     return split
 
 
-def label_summary(recipe: Recipe, examples: Sequence[Example]) -> dict[str, Any]:
+def label_summary(recipe: Recipe, examples: Iterable[Example]) -> dict[str, Any]:
     """For the manifest: who labelled, and how the labels are distributed."""
     return {"tagger": tagger_config(recipe).author, **label_counts(example.labels for example in examples)}

@@ -17,37 +17,35 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from rbalign.asr.whisper import Transcriber
-from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
-from rbalign.data.dataset import VIEWS_PER_SHARD, Dataset, DatasetWriter
+from rbalign.data.dataset import VIEWS_PER_SHARD, DatasetWriter
 from rbalign.data.signatures import Signatures
-from rbalign.errors import DataError, UsageError
-from rbalign.rundir.files import sha256_file, stable_hash
-from rbalign.rundir.journal import Journal
+from rbalign.errors import DataError
+from rbalign.rundir.files import stable_hash
+from rbalign.rundir.journal import Journal, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
 from rbalign.stages.base import Plan
-from rbalign.stages.endpoints import Servers, endpoint_inputs
+from rbalign.stages.endpoints import Servers
 from rbalign.stages.labelling import filled, label_summary, labelling
-from rbalign.stages.policy import heard_by
 from rbalign.stages.recorded import Translation, open_recordings
+from rbalign.stages.synth_outside import checked_voices, commit_ready, config_of, ready_views, seen_texts
+from rbalign.stages.synth_outside import inputs as inputs  # as every stage offers them
 from rbalign.stages.synth_plan import plan_of
-from rbalign.stages.voices import bank_of
 from rbalign.synth.accept import TEXTS_PER_CAUSE, Acceptance
-from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
-from rbalign.synth.leakage import leakage_texts
-from rbalign.synth.readback import ReadBack, other_voices
-from rbalign.synth.recordings import Recordings, source_hash
-from rbalign.synth.speak import planned, speak_shard
+from rbalign.synth.parts import WHOLE, Draft, InTurn, Part, draft_id
+from rbalign.synth.readback import ReadBack, other_voices, read_back_summary
+from rbalign.synth.recordings import Recordings
+from rbalign.synth.speak import Job, Speech, in_shards, planned, speak_shard
 from rbalign.synth.topics import TopicSplit
 from rbalign.synth.vocabulary import practice_examples, practice_words
-from rbalign.synth.write import Draft, draft_id, open_teacher, write_many, write_references
+from rbalign.synth.write import open_teacher, write_many, write_references
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import VoiceBank
 from rbalign.voices.phonemes import pronounced_words
@@ -55,91 +53,111 @@ from rbalign.voices.pool import SpeakFailure
 
 Make = Callable[[Sequence[View], str], Iterator[tuple[View, SpeakFailure | None]]]
 """(views of a shard, its split) -> each with its clip, or with the reason why it has none."""
+UNSPOKEN, HEARD = "unspoken.jsonl", "heard.jsonl"
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
     """What is still to write and to speak. Estimates for two cores and the embedded teacher."""
-    return plan_of(recipe, _config(recipe))
+    return plan_of(recipe, config_of(recipe))
 
 
 def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     """Make the dataset, going on where an earlier start stopped."""
-    config, folder = _config(recipe), run.path("data")
-    bank = bank_of(config)
-    for rule in config.views:  # a test-only or unknown voice is refused before any work
-        names = bank.names(engine=rule.voices) if isinstance(rule.voices, str) else rule.voices
-        bank.require(names, {Split.TRAIN, Split.VALIDATION, Split.TEST}, "synth")
-    noises = noise_files(Path(config.noise_folder)) if config.noise_folder else []
+    config, folder = config_of(recipe), run.path("data")
+    bank, noises = checked_voices(config)
     source = open_recordings(config, recipe.seed)
-    seen = _leakage(recipe)
-    ready, clips = _held_out(config, recipe, seen)
+    seen = seen_texts(recipe)
+    ready, clips = ready_views(recipe, seen)
     with Servers(recipe, folder) as servers:
         servers.try_voices()
-        made = _texts(config, recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers, source)
-        practice = _practice(config, recipe, made.examples)
-        written = _with_references(made.examples, config, recipe, folder, servers)
-        writer = DatasetWriter(folder, _origin(config, recipe, made))
+        fill = partial(_write, recipe, folder, servers)
+        made = accepted(recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers, source, fill)
+        made = _with_labels(made, recipe, folder, servers)
+        practice = practised(recipe, made.examples)
+        written = with_references(made.examples, recipe, folder, servers)
+        writer = DatasetWriter(folder, origin(recipe, made))
         writer.add_examples([*ready, *written, *practice])
-        if clips and 0 not in writer.committed(Split.TEST):
-            writer.commit_views(Split.TEST, 0, as_flac(clips))
+        commit_ready(clips, writer)
         spoken = {example.id: example.spoken for example in [*written, *practice]}
         if source is not None:
             views = source.views(written)
-            unspoken = _speak(views, lambda shard, split: source.clips(shard, spoken), folder, writer, servers)
+            jobs = list(in_shards(chain.from_iterable(views.values()), VIEWS_PER_SHARD))
+            unspoken = _speak(jobs, lambda shard, split: source.clips(shard, spoken), folder, writer, servers)
             more: dict[str, Any] = {}
         else:
             views = planned([*written, *practice], config, bank, recipe.seed)
-            with _reading_back(config, recipe, folder, views, bank) as read_back:
-                speak = _by_voices(views, spoken, config, servers, noises, read_back)
-                unspoken = _speak(views, speak, folder, writer, servers)
-                more = {"read_back": read_back.summary()} if read_back else {}
+            every = list(chain.from_iterable(views.values()))
+            speech = Speech(list(in_shards(every, VIEWS_PER_SHARD)), spoken, views, every)
+            unspoken = speak(speech, recipe, folder, writer, servers, bank, noises)
+            more = read_back_told(config, folder)
         manifest = writer.finish(**more)
         servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """The examples that were accepted, who judged them, and what the manifest says of their labels."""
+class Texts:
+    """The examples that were accepted, who judged them, and what the manifest says of topics and labels."""
 
     examples: list[Example]
     judged: list[Acceptance]
     told: dict[str, Any]
 
 
-def _texts(
-    config: SynthConfig,
+def accepted(
     recipe: Recipe,
     folder: Path,
     leakage: list[Signatures],
     servers: Servers,
     source: Recordings | None,
-) -> _Texts:
-    """Examples with answers and labels: of recordings, or of what the teacher writes; test split by topic first."""
+    fill: Callable[[Acceptance], None],
+) -> Texts:
+    """Examples with answers: of recordings, or of what the teacher writes; a test split by topic first, with labels.
+
+    fill: gives drafts to an acceptance until every other split has its examples.
+    """
+    config = config_of(recipe)
     if source is not None:
         with Journal(folder / "drafts.jsonl") as journal:
             judged = Translation(recipe, config, journal, servers, open_teacher).accept(source, leakage)
-        return _Texts([example for part in judged for example in part.examples], judged, {})
+        return Texts([example for part in judged for example in part.examples], judged, {})
+    judged, told = [], {}
+    if by_topic(config):
+        split = topic_split(recipe, folder, leakage, servers)
+        judged, told = [split.acceptance], {"topics": split.table()}
+        leakage = [*leakage, Signatures.build(example.instruction for example in split.acceptance.examples)]
+    judged.append(Acceptance(config, leakage))
+    fill(judged[-1])
+    return Texts([example for part in judged for example in part.examples], judged, told)
+
+
+def by_topic(config: SynthConfig) -> bool:
+    """Whether the test split has as many instructions of each topic."""
+    return bool(config.labels and config.labels.test_per_topic)
+
+
+def topic_split(recipe: Recipe, folder: Path, leakage: Sequence[Signatures], servers: Servers) -> TopicSplit:
+    """The test split by topic; candidates and labels that `folder` has are not written again."""
+    split = TopicSplit(config_of(recipe), recipe.seed, leakage)
+    with labelling(recipe, folder, servers, open_teacher) as label:
+        if label is not None:
+            filled(split, partial(_stream, recipe, folder, servers), label)
+    return split
+
+
+def _with_labels(made: Texts, recipe: Recipe, folder: Path, servers: Servers) -> Texts:
     with labelling(recipe, folder, servers, open_teacher) as label:
         if label is None:
-            acceptance = _write(config, recipe, folder, leakage, servers)
-            return _Texts(acceptance.examples, [acceptance], {})
-        judged, told = [], {}
-        if config.labels and config.labels.test_per_topic:
-            split = TopicSplit(config, recipe.seed, leakage)
-            filled(split, partial(_stream, recipe, folder, servers), label)
-            judged, told = [split.acceptance], {"topics": split.table()}
-            leakage = [*leakage, Signatures.build(example.instruction for example in split.acceptance.examples)]
-        judged.append(_write(config, recipe, folder, leakage, servers))
-        examples = label.labelled([example for part in judged for example in part.examples])
-        return _Texts(examples, judged, told | {"labels": label_summary(recipe, examples)})
+            return made
+        examples = label.labelled(made.examples)
+    return replace(made, examples=examples, told=made.told | {"labels": label_summary(recipe, examples)})
 
 
-def _origin(config: SynthConfig, recipe: Recipe, made: _Texts) -> dict[str, Any]:
+def origin(recipe: Recipe, made: Texts) -> dict[str, Any]:
     """What the manifest says beside counts and hashes."""
-    dropped: dict[str, list[str]] = {}
+    config, dropped = config_of(recipe), dict[str, list[str]]()
     for part in made.judged:
         for cause, texts in part.dropped.items():
             dropped[cause] = [*dropped.get(cause, []), *texts][:TEXTS_PER_CAUSE]
@@ -158,47 +176,20 @@ def _origin(config: SynthConfig, recipe: Recipe, made: _Texts) -> dict[str, Any]
     }
 
 
-def _config(recipe: Recipe) -> SynthConfig:
-    if recipe.synth is None:
-        raise UsageError(f"recipe {recipe.name} has no [synth] section", "add one, or choose another recipe")
-    return recipe.synth
-
-
 def _workers(config: SynthConfig) -> int:
     return config.workers or os.cpu_count() or 1
 
 
-def _leakage(recipe: Recipe) -> list[Signatures]:
-    """What new texts must not resemble: files of evaluation texts, what the connector was trained on, and for a new
-    connector the held-out set that ships."""
-    config = _config(recipe)
-    found = [Signatures.build(leakage_texts(Path(name))) for name in config.filters.leakage_files]
-    from rbalign.speechlm.connector import connector_folder
-
-    known = recipe.connect.start if recipe.connect else recipe.align.connector if recipe.align else "default"
-    if known is not None and not (recipe.align and recipe.align.model):
-        found.append(heard_by(connector_folder(known)))
-    if recipe.connect is not None:
-        shipped = Dataset.open(heldout_folder(SHIPPED)).examples(Split.TEST)
-        found.append(Signatures.build(example.instruction for example in shipped))
-    return found
+def _write(recipe: Recipe, folder: Path, servers: Servers, acceptance: Acceptance) -> None:
+    with closing(write_drafts_of(WHOLE, recipe, folder / "drafts.jsonl", servers)) as drafts:
+        judge(acceptance, drafts, "write instructions")
 
 
-def _held_out(config: SynthConfig, recipe: Recipe, seen: Sequence[Signatures]) -> tuple[list[Example], list[View]]:
-    if not config.test_views:
-        return [], []
-    return held_out(config.test_views, config.test, recipe.teacher.author, seen, config.filters.max_leakage)
-
-
-def _write(
-    config: SynthConfig, recipe: Recipe, folder: Path, leakage: Sequence[Signatures], servers: Servers
-) -> Acceptance:
-    """Take candidates in index order until every split is full."""
-    acceptance = Acceptance(config, leakage)
+def judge(acceptance: Acceptance, drafts: Iterable[Draft], label: str) -> None:
+    """Take candidates in index order until every split is full, or there are no more."""
     if acceptance.is_full():
-        return acceptance
-    drafts = _drafts(folder / "drafts.jsonl", config, recipe, recipe.seed, servers)
-    with closing(drafts), progress(acceptance.wanted, "write instructions", unit="accepted") as advance:
+        return
+    with progress(acceptance.wanted, label, unit="accepted") as advance:
         for number, draft in enumerate(drafts, start=1):
             before = len(acceptance.examples)
             acceptance.add(draft)
@@ -211,47 +202,40 @@ def _write(
                     f"dropped: {dict(acceptance.causes.most_common(3))}",
                     "loosen [synth.filters], or use a teacher that writes speakable instructions",
                 )
-    return acceptance
 
 
 def _stream(
     recipe: Recipe, folder: Path, servers: Servers, name: str, config: SynthConfig, seed: int
 ) -> Generator[Draft, None, None]:
     """The candidates of one stream of the test split by topic."""
-    return _drafts(folder / "topics" / f"{name}.jsonl", config, recipe, seed, servers)
+    return _drafts(folder / "topics" / f"{name}.jsonl", config, recipe, seed, servers, WHOLE)
+
+
+def write_drafts_of(part: Part, recipe: Recipe, path: Path, servers: Servers) -> Generator[Draft, None, None]:
+    """The drafts of a part's candidates in index order, without end; `path` keeps them. Close it to stop writing."""
+    return _drafts(path, config_of(recipe), recipe, recipe.seed, servers, part)
 
 
 def _drafts(
-    path: Path, config: SynthConfig, recipe: Recipe, seed: int, servers: Servers
+    path: Path, config: SynthConfig, recipe: Recipe, seed: int, servers: Servers, part: Part
 ) -> Generator[Draft, None, None]:
-    """Drafts in index order, without end: those that an earlier start wrote, then new ones, sampled in chunks that may
-    come back in any order. Close it to stop writing."""
-    place = 0
+    """Drafts that an earlier start wrote, then new ones, sampled in chunks that may come back in any order."""
+    turn = InTurn(part)
     with Journal(path) as journal:
-        known: dict[str, Draft] = {row["id"]: row for row in journal.rows()}
-        while (draft := known.get(draft_id(place))) is not None:
-            yield draft
-            place += 1
+        yield from turn.give(journal.rows())
         servers.try_teacher()
-        todo = (chunk for start in count(0, config.batch_size) if (chunk := _missing(start, config, known)))
-        with closing(write_many(recipe.teacher, config, seed, todo, _workers(config))) as chunks:
-            for drafts in chunks:
+        chunks = (range(start, start + config.batch_size) for start in count(0, config.batch_size))
+        mine = ([place for i in chunk if draft_id(place := part.place(i)) not in journal] for chunk in chunks)
+        with closing(write_many(recipe.teacher, config, seed, filter(None, mine), _workers(config))) as written:
+            for drafts in written:
                 journal.append(drafts)
                 servers.save()
-                known.update((draft["id"], draft) for draft in drafts)
-                while (ready := known.get(draft_id(place))) is not None:
-                    yield ready
-                    place += 1
+                yield from turn.give(drafts)
 
 
-def _missing(start: int, config: SynthConfig, known: Mapping[str, Draft]) -> list[int]:
-    return [i for i in range(start, start + config.batch_size) if draft_id(i) not in known]
-
-
-def _with_references(
-    examples: Sequence[Example], config: SynthConfig, recipe: Recipe, folder: Path, servers: Servers
-) -> list[Example]:
+def with_references(examples: Sequence[Example], recipe: Recipe, folder: Path, servers: Servers) -> list[Example]:
     """Held-out examples with an independent teacher sample each."""
+    config = config_of(recipe)
     held_out = [e for e in examples if e.split != Split.TRAIN] if config.answers and not config.sentences else []
     with Journal(folder / "references.jsonl") as journal:
         todo = [example for example in held_out if example.id not in journal]
@@ -265,8 +249,9 @@ def _with_references(
     return [replace(example, reference=texts.get(example.id)) for example in examples]
 
 
-def _practice(config: SynthConfig, recipe: Recipe, written: Sequence[Example]) -> list[Example]:
+def practised(recipe: Recipe, written: Sequence[Example]) -> list[Example]:
     """Sentences that go through the teacher's vocabulary, made of its train sentences."""
+    config = config_of(recipe)
     texts = [example.instruction for example in written if example.split == Split.TRAIN]
     if not config.vocabulary or not texts:
         return []
@@ -286,52 +271,58 @@ def _learner_tokenizer(recipe: Recipe) -> Any:
     return load_tokenizer(model_folder(recipe.connect.language_model if recipe.connect else recipe.teacher.model))
 
 
+def speak(
+    speech: Speech,
+    recipe: Recipe,
+    folder: Path,
+    writer: DatasetWriter,
+    servers: Servers,
+    bank: VoiceBank,
+    noises: Sequence[Path],
+) -> int:
+    """Speak what is not committed yet; the number of views that have no clip."""
+    config = config_of(recipe)
+    with _reading_back(recipe, folder, speech.around, bank) as read_back:
+
+        def make(views: Sequence[View], split: str) -> Iterator[tuple[View, SpeakFailure | None]]:
+            return speak_shard(
+                views,
+                speech.spoken,
+                _workers(config),
+                crowd=speech.crowd[split],
+                noise_files=noises,
+                remote=servers.speakers,
+                read_back=read_back,
+            )
+
+        return _speak(speech.jobs, make, folder, writer, servers)
+
+
 @contextmanager
-def _reading_back(
-    config: SynthConfig, recipe: Recipe, folder: Path, splits: Mapping[str, Sequence[View]], bank: VoiceBank
-) -> Iterator[ReadBack | None]:
+def _reading_back(recipe: Recipe, folder: Path, views: Iterable[View], bank: VoiceBank) -> Iterator[ReadBack | None]:
     """The independent ASR, if the recipe asks for it."""
+    config = config_of(recipe)
     if not config.read_back.share:
         yield None
         return
     listener = Transcriber(config.read_back.model, workers=_workers(config))
-    others = other_voices((view for own in splits.values() for view in own), bank, recipe.seed)
-    with Journal(folder / "heard.jsonl") as journal:
+    with Journal(folder / HEARD) as journal:
+        others = other_voices(views, bank, recipe.seed)
         yield ReadBack(config.read_back, recipe.seed, listener.transcribe_many, others, journal)
 
 
-def _by_voices(
-    splits: Mapping[str, Sequence[View]],
-    spoken: dict[str, str],
-    config: SynthConfig,
-    servers: Servers,
-    noises: Sequence[Path],
-    read_back: ReadBack | None,
-) -> Make:
-    """Clips spoken by the voices of the plan."""
-    return lambda shard, split: speak_shard(
-        shard,
-        spoken,
-        _workers(config),
-        crowd=splits[split],
-        noise_files=noises,
-        remote=servers.speakers,
-        read_back=read_back,
-    )
+def read_back_told(config: SynthConfig, folder: Path) -> dict[str, Any]:
+    """What the manifest says of the read-back, if there was one."""
+    if not config.read_back.share:
+        return {}
+    return {"read_back": read_back_summary(read_rows(folder / HEARD), config.read_back.max_wer)}
 
 
-def _speak(
-    splits: Mapping[str, Sequence[View]], make: Make, folder: Path, writer: DatasetWriter, servers: Servers
-) -> int:
-    """Make the clips of every split shard by shard; the number of views that have none."""
-    jobs = [
-        (split, index, views[start : start + VIEWS_PER_SHARD])
-        for split, views in sorted(splits.items())
-        for index, start in enumerate(range(0, len(views), VIEWS_PER_SHARD))
-    ]
+def _speak(jobs: Sequence[Job], make: Make, folder: Path, writer: DatasetWriter, servers: Servers) -> int:
+    """Make the clips shard by shard; the number of views that have none."""
     done = sum(len(views) for split, index, views in jobs if index in writer.committed(split))
     with (
-        Journal(folder / "unspoken.jsonl") as failures,
+        Journal(folder / UNSPOKEN) as failures,
         progress(sum(len(views) for *_, views in jobs), "speak", done=done, unit="clips") as advance,
     ):
         for split, index, views in jobs:
@@ -349,18 +340,3 @@ def _clips(made: Iterable[tuple[View, SpeakFailure | None]], failures: Journal, 
             yield view
         else:
             failures.append([{"id": view.id, "voice": view.spec.voice, "reason": failure.reason}])
-
-
-def inputs(recipe: Recipe) -> Mapping[str, str]:
-    """Hashes of what is read from outside the run."""
-    config = _config(recipe)
-    files = {name: sha256_file(Path(name)) for name in config.filters.leakage_files if Path(name).is_file()}
-    if config.test_views:
-        files["test_views"] = Dataset.open(heldout_folder(config.test_views)).content_hash
-    if config.recordings is not None and Path(config.recordings).is_dir():
-        files["recordings"] = source_hash(Path(config.recordings))
-    if config.noise_folder and Path(config.noise_folder).is_dir():
-        folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
-        listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]
-        files["noise_folder"] = stable_hash(listed)
-    return files | endpoint_inputs(recipe)

@@ -79,23 +79,6 @@ class ReadBack:
                         yield view, SpeakFailure(SpeakJob.of(view, spoken), f"not understood by {self._config.model}")
             waiting, attempt = again, attempt + 1
 
-    def summary(self) -> dict[str, Any]:
-        """For the manifest: clips heard, said again and dropped, and the WER of those kept."""
-        last: dict[str, Mapping[str, Any]] = {}
-        tries = Counter[str]()
-        for row in self._journal.rows():
-            view = row["id"].rpartition("#")[0]
-            last[view] = row
-            tries[view] += 1
-        kept = [row for row in last.values() if row["wer"] <= self._config.max_wer]
-        words = sum(row["words"] for row in kept)
-        return {
-            "clips": len(last),
-            "said_again": sum(count > 1 for count in tries.values()),
-            "dropped": len(last) - len(kept),
-            "wer_of_kept": round(sum(row["errors"] for row in kept) / words, 4) if words else None,
-        }
-
     def _heard(
         self, chunk: Sequence[tuple[View, Clip]], own: Container[str], spoken: Mapping[str, str], attempt: int
     ) -> list[tuple[View, Clip, dict[str, Any] | None]]:
@@ -127,3 +110,21 @@ class ReadBack:
             "words": words,
             "wer": round(errors / max(words, 1), 4),
         }
+
+
+def read_back_summary(rows: Iterable[Mapping[str, Any]], max_wer: float) -> dict[str, Any]:
+    """For the manifest, from the journal's rows: clips heard, said again and dropped, and the WER of those kept."""
+    last: dict[str, Mapping[str, Any]] = {}
+    tries = Counter[str]()
+    for row in rows:
+        view = row["id"].rpartition("#")[0]
+        last[view] = row
+        tries[view] += 1
+    kept = [row for row in last.values() if row["wer"] <= max_wer]
+    words = sum(row["words"] for row in kept)
+    return {
+        "clips": len(last),
+        "said_again": sum(count > 1 for count in tries.values()),
+        "dropped": len(last) - len(kept),
+        "wer_of_kept": round(sum(row["errors"] for row in kept) / words, 4) if words else None,
+    }

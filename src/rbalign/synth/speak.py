@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,8 @@ from rbalign.voices.bank import VoiceBank
 from rbalign.voices.endpoint import EndpointSpeaker, speak_remote
 from rbalign.voices.pool import Clip, SpeakFailure, SpeakJob, speak_many
 
+Job = tuple[str, int, list[View]]
+"""(split, number of the shard, its views): what is spoken and committed as a whole."""
 TALKERS = (3, 7)
 """Clips in babble, at least and at most, drawn by key (Snyder et al. 2018)."""
 
@@ -72,6 +75,32 @@ def planned(examples: Sequence[Example], config: SynthConfig, bank: VoiceBank, s
     for example in examples:
         splits.setdefault(example.split, []).extend(plan_views(example, config.views, bank, seed))
     return splits
+
+
+def in_shards(views: Iterable[View], size: int) -> Iterator[Job]:
+    """Views in shards of `size`, numbered by split, as they fill; those that stay smaller come last."""
+    filling: dict[str, list[View]] = {}
+    made = Counter[str]()
+    for view in views:
+        filling.setdefault(view.split, []).append(view)
+        if len(filling[view.split]) == size:
+            yield view.split, made[view.split], filling.pop(view.split)
+            made[view.split] += 1
+    for split, rest in sorted(filling.items()):
+        yield split, made[split], rest
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What one process is to speak, and what it must know of the views beside."""
+
+    jobs: Sequence[Job]
+    spoken: dict[str, str]
+    """Example id -> its fluent text, of all examples in `jobs` and `crowd`."""
+    crowd: Mapping[str, Sequence[View]]
+    """By split: views from its beginning, of which a small shard borrows babble."""
+    around: Iterable[View]
+    """Every view of the examples in `jobs`."""
 
 
 def speak_shard(

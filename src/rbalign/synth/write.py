@@ -21,15 +21,9 @@ from rbalign.keys import Key
 from rbalign.rundir.files import stable_hash
 from rbalign.rundir.workers import worker_pool
 from rbalign.synth.filters import answered_cause, instruction_cause
+from rbalign.synth.parts import Draft, draft_id
 from rbalign.synth.qa import ALIAS_SYSTEM, ALIAS_TOKENS, QUESTION_SYSTEM, alias_request
 from rbalign.types import Example, StopReason
-
-Draft = dict[str, Any]
-
-
-def draft_id(index: int) -> str:
-    """Candidate 123 -> "000123"."""
-    return f"{index:06d}"
 
 
 def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence[int]) -> list[Draft]:
