@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -171,7 +173,8 @@ def test_a_finished_run_and_a_finished_pass_are_skipped(tmp_path, fakes):  # noq
 
 def test_too_few_texts_say_which_surplus_will_do_and_nothing_is_lost(tmp_path, fakes, monkeypatch):  # noqa: F811
     one = plain(RECIPE, tmp_path)
-    monkeypatch.setattr(parts, "_LUCK", 0.0)
+    scarce = lambda wanted, of, surplus: math.ceil(0.5 * (1 + surplus) * wanted / of)  # noqa: E731
+    monkeypatch.setattr(synth_shards, "part_size", scarce)
     of, surpluses = 4, [0.0]
     while True:
         for part in all_parts(of):
@@ -253,6 +256,7 @@ def steps(recipe, runs, of):
         yield lambda: merge(recipe, runs)
 
 
+SMALL = {"train": 4, "validation": 1, "test": 2, "batch_size": 4}
 CALM = {}
 """Number of a step -> how many fsyncs it has when nobody kills it."""
 
@@ -260,8 +264,8 @@ CALM = {}
 @posix
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.98])
 def test_killed_in_every_step_and_started_again_is_the_same(tmp_path, fakes, share):  # noqa: F811
-    """24 places: each of six steps is killed at one, and once more soon after it was started again."""
-    recipe = changed(RECIPE, batch_size=4)
+    """24 places: each of six steps is killed at one."""
+    recipe = changed(RECIPE, **SMALL)
     one = plain(recipe, tmp_path)
     if not CALM:
         CALM.update(enumerate(in_child(work)[0] for work in steps(recipe, tmp_path / "calm", 2)))
@@ -269,7 +273,6 @@ def test_killed_in_every_step_and_started_again_is_the_same(tmp_path, fakes, sha
     for number, work in enumerate(steps(recipe, tmp_path / "s", 2)):
         before = {path: path.stat().st_ino for path in (tmp_path / "s").glob("*/shards/*/clips/views/*")}
         assert in_child(work, 1 + int(share * (CALM[number] - 1)))[1] == "killed"
-        in_child(work, 3)
         assert in_child(work)[1] == "done"
         assert all(path.stat().st_ino == inode for path, inode in before.items()), "no file of clips is made again"
     assert files_of(tmp_path / "s/tiny/data") == one
@@ -314,7 +317,7 @@ def views_in(folder):
 
 @posix
 def test_a_full_disk_is_one_error_and_the_next_start_goes_on(tmp_path, fakes):  # noqa: F811
-    recipe = changed(RECIPE, batch_size=4)
+    recipe = changed(RECIPE, **SMALL)
     one = plain(recipe, tmp_path)
     refused = 0
     for work in steps(recipe, tmp_path / "s", 2):
@@ -324,24 +327,22 @@ def test_a_full_disk_is_one_error_and_the_next_start_goes_on(tmp_path, fakes):  
     assert files_of(tmp_path / "s/tiny/data") == one
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-@pytest.mark.parametrize("file", ["texts/drafts.jsonl", "clips/views/test-00000.parquet"])
-def test_half_a_shard_is_noticed_by_name(tmp_path, fakes, file, damage):  # noqa: F811
-    for _ in range(2):
+def test_half_a_shard_is_noticed_by_name(tmp_path, fakes):  # noqa: F811
+    recipe = changed(RECIPE, **SMALL)
+    for name in ("texts/drafts.jsonl", "clips/views/*.parquet"):
         for part in all_parts(2):
-            run_shard(RECIPE, tmp_path, part)
-        (path,) = (tmp_path / "tiny/shards").glob(f"*/{file}") if "clips" in file else [None]
-        path = path or tmp_path / "tiny/shards/2-of-2" / file
-        if path.exists():
-            break
-        merge(RECIPE, tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100]) if damage == "cut" else path.unlink()
-    number = path.relative_to(tmp_path / "tiny/shards").parts[0][0]
-    with pytest.raises(DataError, match=rf"shard {number}/2.*copy the shard again"):
-        merge(RECIPE, tmp_path)
-    path.write_bytes(whole)
-    merge(RECIPE, tmp_path)
+            run_shard(recipe, tmp_path, part)
+        path = next((tmp_path / "tiny/shards/2-of-2").glob(name))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-100])
+        with pytest.raises(DataError, match=r"is not what shard 2/2 wrote → copy the shard again"):
+            merge(recipe, tmp_path)
+        path.unlink()
+        with pytest.raises(DataError, match=r"of shard 2/2 is missing → copy the shard again"):
+            merge(recipe, tmp_path)
+        path.write_bytes(whole)
+        merge(recipe, tmp_path)
+    assert files_of(tmp_path / "tiny/data") == plain(recipe, tmp_path)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -459,6 +460,44 @@ def test_the_command_line_makes_a_dataset_and_refuses_in_one_line(tmp_path, fake
     assert run_command(["run", str(path), "--shard", "1/2"]) == 2
     assert "option of `rba synth`" in capsys.readouterr().err
     assert len(Dataset.open(tmp_path / "runs/tiny/data").examples()) == 17
+
+
+DOCS = (Path(__file__).parent.parent / "docs/datasets.md").read_text(encoding="utf-8")
+SECTION = DOCS[DOCS.index("## On several machines") :]
+
+
+def spelt_out(line):
+    """`for i in 1 2; do COMMAND $i; done` -> each command; another line is its own."""
+    loop = re.fullmatch(r"for i in ([\d ]+); do (.*); done", line)
+    return [loop[2].replace("$i", number) for number in loop[1].split()] if loop else [line]
+
+
+@pytest.fixture
+def big(tmp_path, fakes, monkeypatch):  # noqa: F811
+    """The recipe of the page, in the working folder; its dataset by one process."""
+    recipe = RECIPE.model_copy(update={"name": "big"})
+    monkeypatch.chdir(tmp_path)
+    Path("big.toml").write_text(dump_recipe(recipe))
+    return plain(recipe, tmp_path / "plain")
+
+
+def test_the_page_s_commands_make_the_dataset(big):
+    from rbalign.cli.main import run_command
+
+    block = re.search(r"```bash\n(.*?)```", SECTION, re.DOTALL)[1]
+    commands = [command for line in block.splitlines() for command in spelt_out(line.split("#")[0].strip())]
+    assert len(commands) == 10
+    for command in commands:
+        assert command.startswith("rba ")
+        assert run_command(command.split()[1:]) == 0
+    assert files_of(Path("runs/big/data")) == big
+    for folder in re.findall(r"^runs/big/\S+", SECTION, re.MULTILINE):
+        assert Path(folder.replace("I-of-N", "3-of-4")).is_dir()
+
+
+def test_the_page_s_python_makes_the_dataset(big):
+    exec(re.search(r"```python\n(.*?)```", SECTION, re.DOTALL)[1], {})
+    assert files_of(Path("runs/big/data")) == big
 
 
 # ---- the pieces ------------------------------------------------------------------------------------------------------

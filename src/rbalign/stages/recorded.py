@@ -16,8 +16,9 @@ from rbalign.rundir.progress import note, progress
 from rbalign.stages.endpoints import Servers
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.filters import instruction_cause
+from rbalign.synth.parts import Draft
 from rbalign.synth.recordings import Recordings, Said
-from rbalign.synth.write import Draft, answer_texts
+from rbalign.synth.write import answer_texts
 from rbalign.types import StopReason
 
 

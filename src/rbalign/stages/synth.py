@@ -24,7 +24,8 @@ from typing import Any
 from rbalign.asr.whisper import Transcriber
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
-from rbalign.data.dataset import VIEWS_PER_SHARD, DatasetWriter
+from rbalign.data.dataset import VIEWS_PER_SHARD as VIEWS_PER_SHARD
+from rbalign.data.dataset import DatasetWriter
 from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError
 from rbalign.rundir.files import stable_hash
@@ -45,7 +46,8 @@ from rbalign.synth.recordings import Recordings
 from rbalign.synth.speak import Job, Speech, in_shards, planned, speak_shard
 from rbalign.synth.topics import TopicSplit
 from rbalign.synth.vocabulary import practice_examples, practice_words
-from rbalign.synth.write import open_teacher, write_many, write_references
+from rbalign.synth.write import open_teacher as open_teacher
+from rbalign.synth.write import write_many, write_references
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import VoiceBank
 from rbalign.voices.phonemes import pronounced_words

@@ -30,7 +30,7 @@ from rbalign.stages import synth
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.endpoints import LEDGER, Servers
 from rbalign.stages.labelling import label_summary
-from rbalign.stages.synth_outside import config_of, ready_views, seen_texts
+from rbalign.stages.synth_outside import commit_ready, config_of, ready_views, seen_texts
 from rbalign.stages.synth_shards import (
     CLIPS,
     SHARDS,
@@ -188,7 +188,7 @@ def assemble(recipe: Recipe, run: RunDir, texts: Dataset, spoken: Done) -> dict[
     examples = complete()
     while batch := list(islice(examples, EXAMPLES_PER_FILE)):
         writer.add_examples(batch)
-    synth.commit_ready(ready_views(recipe, seen_texts(recipe))[1], writer)
+    commit_ready(ready_views(recipe, seen_texts(recipe))[1], writer)
     manifest = writer.finish(**synth.read_back_told(config, data))
     return {"dataset": manifest["content_hash"], "unspoken": str(sum(1 for _ in read_rows(data / synth.UNSPOKEN)))}
 

@@ -22,11 +22,10 @@ file, so that half a copy is noticed. `shards` is all that travels between machi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rbalign import __version__
 from rbalign.config.recipe import Recipe
@@ -226,7 +225,7 @@ def _speak(recipe: Recipe, part: Part, folder: Path, texts: Dataset, handle: Sta
     handle.finish(hashes(folder))
 
 
-def _inputs(recipe: Recipe) -> Mapping[str, Any]:
+def _inputs(recipe: Recipe) -> dict[str, str]:
     return {**inputs(recipe), "rba": __version__}
 
 

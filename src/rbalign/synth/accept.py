@@ -14,8 +14,8 @@ from rbalign.config.synth import SynthConfig
 from rbalign.data.signatures import Signatures
 from rbalign.scorers.qa import tokens
 from rbalign.synth.filters import TEACHER_FAILED, draft_cause, sentences, text_cause
+from rbalign.synth.parts import Draft
 from rbalign.synth.qa import accepted_answers
-from rbalign.synth.write import Draft
 from rbalign.text.spoken import spoken_form
 from rbalign.types import Example, Split, StopReason
 

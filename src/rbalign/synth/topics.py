@@ -19,7 +19,7 @@ from rbalign.keys import Key
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.filters import draft_cause
 from rbalign.synth.labels import Labels
-from rbalign.synth.write import Draft
+from rbalign.synth.parts import Draft
 
 OpenDrafts = Callable[[str, SynthConfig, int], Iterator[Draft]]
 """(name of a stream, what it is written with, its seed) -> its drafts in index order, without end."""
