@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import traceback
 from pathlib import Path
 
 import pytest
@@ -172,22 +173,23 @@ def test_a_finished_run_and_a_finished_pass_are_skipped(tmp_path, fakes):  # noq
 
 
 def test_too_few_texts_say_which_surplus_will_do_and_nothing_is_lost(tmp_path, fakes, monkeypatch):  # noqa: F811
-    one = plain(RECIPE, tmp_path)
+    recipe = changed(RECIPE, batch_size=1)  # no chunk brings more than is asked for
+    one = plain(recipe, tmp_path)
     scarce = lambda wanted, of, surplus: math.ceil(0.5 * (1 + surplus) * wanted / of)  # noqa: E731
     monkeypatch.setattr(synth_shards, "part_size", scarce)
     of, surpluses = 4, [0.0]
     while True:
         for part in all_parts(of):
-            run_shard(RECIPE, tmp_path / "s", part, surpluses[-1])
-        asked = asked_surplus(RECIPE, tmp_path / "s")
+            run_shard(recipe, tmp_path / "s", part, surpluses[-1])
+        asked = asked_surplus(recipe, tmp_path / "s")
         if asked is None:
             break
         surpluses.append(asked)
     assert 2 <= len(surpluses) < 6
     assert surpluses == sorted(set(surpluses))
     for part in all_parts(of):
-        run_shard(RECIPE, tmp_path / "s", part)
-    merge(RECIPE, tmp_path / "s")
+        run_shard(recipe, tmp_path / "s", part)
+    merge(recipe, tmp_path / "s")
     assert files_of(tmp_path / "s/tiny/data") == one
 
 
@@ -236,6 +238,8 @@ def in_child(work, at=0, limit=0):
             os._exit(0)
         except DataError:
             os._exit(3)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(9)
     os.close(write)
@@ -299,7 +303,7 @@ def test_clips_that_were_committed_before_a_kill_are_not_made_again(tmp_path, fa
     folder = tmp_path / "tiny/shards/1-of-2/clips"
     at = 0
     while not len(list(folder.glob("views/*.parquet"))) > 2:
-        at += 3
+        at += 1
         assert in_child(lambda: run_shard(RECIPE, tmp_path, Part(1, 2)), at)[1] == "killed"
     kept = {f"{view.example_id}/{view.index}" for view in views_in(folder)}
     log.unlink()
@@ -319,11 +323,9 @@ def views_in(folder):
 def test_a_full_disk_is_one_error_and_the_next_start_goes_on(tmp_path, fakes):  # noqa: F811
     recipe = changed(RECIPE, **SMALL)
     one = plain(recipe, tmp_path)
-    refused = 0
     for work in steps(recipe, tmp_path / "s", 2):
-        refused += in_child(work, limit=2_500)[1] == "refused"
+        assert in_child(work, limit=1_500)[1] == "refused"
         assert in_child(work)[1] == "done"
-    assert refused >= 4, "shards, and the merge of texts, write more than that"
     assert files_of(tmp_path / "s/tiny/data") == one
 
 
@@ -524,7 +526,8 @@ def test_drafts_wait_only_while_their_turn_has_not_come():
 
 
 def test_views_fill_shards_by_split_in_their_order(tmp_path, fakes):  # noqa: F811
-    plain(RECIPE, tmp_path)
+    with RunDir.open(tmp_path, RECIPE) as run:
+        chain(RECIPE, run, only="synth")
     views = Dataset.open(tmp_path / "tiny/data").views()
     made = list(in_shards(views, 10))
     assert sorted((split, index) for split, index, _ in made) == sorted({(s, i) for s, i, _ in made})

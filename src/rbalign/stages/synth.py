@@ -321,7 +321,8 @@ def read_back_told(config: SynthConfig, folder: Path) -> dict[str, Any]:
 
 
 def _speak(jobs: Sequence[Job], make: Make, folder: Path, writer: DatasetWriter, servers: Servers) -> int:
-    """Make the clips shard by shard; the number of views that have none."""
+    """Make the clips shard by shard, split by split; the number of views that have none."""
+    jobs = sorted(jobs, key=lambda job: job[:2])
     done = sum(len(views) for split, index, views in jobs if index in writer.committed(split))
     with (
         Journal(folder / UNSPOKEN) as failures,

@@ -35,6 +35,7 @@ from rbalign.stages.synth_shards import (
     CLIPS,
     SHARDS,
     TEXTS,
+    Given,
     Say,
     enter,
     look_at_shard,
@@ -51,7 +52,7 @@ BYTES_PER_TEXT = 1_000
 SECONDS_PER_DRAFT, SECONDS_PER_FILE = 0.002, 0.2
 """Of one core, among 100,000 texts; 250 clips to a file, which are hashed twice."""
 Done = Sequence[tuple[Part, RunDir, StageHandle]]
-"""A pass that every part has finished."""
+"""A pass of every part: finished, unless something else is said."""
 
 
 def merge(recipe: Recipe, runs: Path, say: Say = lambda line: None) -> None:
@@ -73,7 +74,7 @@ def merge(recipe: Recipe, runs: Path, say: Say = lambda line: None) -> None:
             _check_files(written, TEXTS)
             settle(recipe, run, written)
             texts = Dataset.open(folder / TEXTS)
-            if unfinished(folder, recipe, parts, CLIPS, texts):
+            if not all(handle.done for *_, handle in _passes(folder, recipe, parts, CLIPS, texts)):
                 say(f"the texts of {len(parts)} shards are merged: {_sizes(texts)}")
                 say(f"now each makes its clips: rba synth RECIPE --shard I/{len(parts)}")
                 return
@@ -110,17 +111,19 @@ def parts_in(folder: Path) -> list[Part]:
     return [Part(number, of) for number in range(1, of + 1)]
 
 
-def unfinished(folder: Path, recipe: Recipe, parts: Sequence[Part], name: str, texts: Dataset | None) -> list[Part]:
-    """Parts that have not finished a pass. RunError for one of another recipe or version."""
-    return [part for part in parts if not _entered(folder, recipe, part, name, texts)[1].done]
+def _passes(folder: Path, recipe: Recipe, parts: Sequence[Part], name: str, texts: Dataset | None) -> Done:
+    """A pass of every part, finished or not. RunError for one of another recipe or version."""
+    given = Given.of(recipe, texts)
+    looked = [(part, look_at_shard(folder, recipe, part)) for part in parts]
+    return [(part, own, enter(own, part, name, given)) for part, own in looked]
 
 
 def finished(folder: Path, recipe: Recipe, parts: Sequence[Part], name: str, texts: Dataset | None = None) -> Done:
     """Every part's finished pass. RunError names those that are missing, and the command that makes them."""
-    missing = unfinished(folder, recipe, parts, name, texts)
-    if missing:
-        there = [part for part in missing if (folder / part.name).is_dir()]
-        begun = f" (begun: {', '.join(str(part) for part in there)})" if there else ""
+    passes = _passes(folder, recipe, parts, name, texts)
+    if missing := [part for part, _, handle in passes if not handle.done]:
+        there = [str(part) for part, own, handle in passes if not handle.done and name in own.status["stages"]]
+        begun = f" (begun: {', '.join(there)})" if there else ""
         numbers = " ".join(str(part.number) for part in missing)
         command = f"`rba synth RECIPE --shard {missing[0]}`"
         if len(missing) > 1:
@@ -130,7 +133,7 @@ def finished(folder: Path, recipe: Recipe, parts: Sequence[Part], name: str, tex
             f"{len(missing)} of {len(parts)} shards in {folder} lack their {name}: {named}{begun}",
             f"{command}, or copy them there, then merge again",
         )
-    return [(part, *_entered(folder, recipe, part, name, texts)) for part in parts]
+    return passes
 
 
 def settle(recipe: Recipe, run: RunDir, written: Done) -> None:
@@ -229,11 +232,6 @@ def _take_topics(source: Path, data: Path) -> None:
         atomic_write(data / "topics" / path.name, path.read_bytes())
     with suppress(FileNotFoundError):
         atomic_write(data / JOURNALS[0], (source / JOURNALS[0]).read_bytes())
-
-
-def _entered(folder: Path, recipe: Recipe, part: Part, name: str, texts: Dataset | None) -> tuple[RunDir, StageHandle]:
-    own = look_at_shard(folder, recipe, part)
-    return own, enter(own, part, name, recipe, texts)
 
 
 def _check_files(done: Done, name: str) -> None:

@@ -22,10 +22,12 @@ file, so that half a copy is noticed. `shards` is all that travels between machi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 from rbalign import __version__
 from rbalign.config.recipe import Recipe
@@ -70,13 +72,13 @@ def run_shard(
     texts = merged_texts(folder, recipe, part)
     with RunDir.open(folder, _named(recipe, part), forkable=False) as own:
         if texts is None:
-            handle = enter(own, part, TEXTS, recipe)
+            handle = enter(own, part, TEXTS, Given.of(recipe))
             if not _has_enough(handle, surplus):
                 own.reopen(TEXTS)
                 _write(recipe, part, own.path(TEXTS), SURPLUS if surplus is None else surplus, handle)
             say(f"shard {part}: its texts are written; when all {part.of} have theirs: rba synth RECIPE --merge")
             return
-        handle = enter(own, part, CLIPS, recipe, texts)
+        handle = enter(own, part, CLIPS, Given.of(recipe, texts))
         if not handle.done:
             _speak(recipe, part, own.path(CLIPS), texts, handle)
         say(f"shard {part}: its clips are made; when all {part.of} have theirs: rba synth RECIPE --merge")
@@ -91,9 +93,9 @@ def plan_shard(recipe: Recipe, run: RunDir, part: Part, surplus: float | None = 
     own = look_at_shard(run.path(SHARDS), recipe, part)
     write, *others = plan_of(recipe, config_of(recipe)).rows
     if texts is not None:
-        done = enter(own, part, CLIPS, recipe, texts).done
+        done = enter(own, part, CLIPS, Given.of(recipe, texts)).done
         return Plan() if done else Plan(tuple(_scaled(row, 1.0 / part.of) for row in others))
-    if _has_enough(enter(own, part, TEXTS, recipe), surplus):
+    if _has_enough(enter(own, part, TEXTS, Given.of(recipe)), surplus):
         return Plan()
     share = part_size(write.count, part.of, SURPLUS if surplus is None else surplus) / max(write.count, 1)
     return Plan((_scaled(write, share),))
@@ -114,11 +116,24 @@ def look_at_shard(folder: Path, recipe: Recipe, part: Part) -> RunDir:
     return RunDir.look(folder, _named(recipe, part))
 
 
-def enter(own: RunDir, part: Part, name: str, recipe: Recipe, texts: Dataset | None = None) -> StageHandle:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a pass is keyed by: the recipe's settings, the hashes of what it reads, and the version of rba."""
+
+    section: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, recipe: Recipe, texts: Dataset | None = None) -> Self:
+        """Of the first pass, or, with merged texts, of the second. Hashes the recipe's files: once is enough."""
+        more = {} if texts is None else {"texts": texts.content_hash}
+        return cls(settings(recipe, "synth"), {**inputs(recipe), "rba": __version__, **more})
+
+
+def enter(own: RunDir, part: Part, name: str, given: Given) -> StageHandle:
     """A pass of a part; begun if `own` is open for writing. RunError if it is of another recipe, version or merge."""
-    given = _inputs(recipe) | ({} if texts is None else {"texts": texts.content_hash})
     try:
-        return own.stage(name, settings(recipe, "synth"), given)
+        return own.stage(name, given.section, given.inputs)
     except RunError as error:
         cure = f"give it the same recipe and rba, or delete {own.folder} and `rba synth RECIPE --shard {part}`"
         raise RunError(f"shard {part} is of another recipe or version: {error.problem}", cure) from None
@@ -126,7 +141,8 @@ def enter(own: RunDir, part: Part, name: str, recipe: Recipe, texts: Dataset | N
 
 def texts_key(recipe: Recipe) -> str:
     """What merged texts depend on, as one hash."""
-    return stable_hash([settings(recipe, "synth"), _inputs(recipe)])
+    given = Given.of(recipe)
+    return stable_hash([given.section, given.inputs])
 
 
 def merged_texts(folder: Path, recipe: Recipe, part: Part | None = None) -> Dataset | None:
@@ -223,10 +239,6 @@ def _speak(recipe: Recipe, part: Part, folder: Path, texts: Dataset, handle: Sta
         synth.speak(speech, recipe, folder, DatasetWriter(folder, {}), servers, bank, noises)
         servers.tell()
     handle.finish(hashes(folder))
-
-
-def _inputs(recipe: Recipe) -> dict[str, str]:
-    return {**inputs(recipe), "rba": __version__}
 
 
 def _named(recipe: Recipe, part: Part) -> Recipe:
