@@ -143,7 +143,8 @@ def test_longest_arms_come_first_and_matched_ones_last(tmp_path, monkeypatch):
         return Crew()
 
     monkeypatch.setattr(align, "training", fake)
-    monkeypatch.setattr(align, "cost", lambda run, arm, seed: {"operations": 2.0 if arm == "rba-single" else 1.0})
+    spent = {"rba-single": 2.0, "sft": 1.0}
+    monkeypatch.setattr(align, "cost", lambda run, arm, seed: {"operations": spent[arm], "updates": 1})
     with RunDir.open(tmp_path, recipe(arms=THREE, seeds=[0, 1])) as run:
         write_data(run.path("data"))
         with pytest.raises(KeyError):  # nothing was trained, so there are no hashes to give

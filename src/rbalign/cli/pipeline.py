@@ -32,6 +32,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what, how many, ti
 SingleFile = Annotated[
     bool, typer.Option("--single-file", help="report/single.html, too: one file with a few samples and their clips.")
 ]
+WIDER = ("synth", "eval", "report")
+"""Verbs with options of their own: cli/sharing.py, cli/evaluating.py, and report below."""
 SHARING = ("--shard", "--merge", "--surplus")
 SINGLE_FILE = ("--report.single_file", "8")
 """What --single-file stands for: samples of each task, with four clips about 3 MB together."""
@@ -53,7 +55,7 @@ def register(app: typer.Typer) -> None:
 
     add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
     for stage, text in STAGES.items():
-        if stage not in ("synth", "eval", "report"):  # these take more than a recipe: cli/sharing.py, cli/evaluating.py, below
+        if stage not in WIDER:
             add(stage, stage, text)
 
     @app.command("report", help=STAGES["report"], epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
