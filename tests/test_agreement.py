@@ -24,9 +24,9 @@ from rbalign.lm.fused import FusedSampler
 from rbalign.lm.sampler import GenerateSampler
 
 
-@pytest.fixture(params=[None, FUSION], ids=["ctc", "fusion"])
+@pytest.fixture(params=[{}, {"fusion": FUSION}, {"fusion": FUSION, "full": True}], ids=["ctc", "fusion", "full"])
 def moved(request):
-    policy = tiny_policy(fusion=request.param)
+    policy = tiny_policy(**request.param)
     torch.manual_seed(5)
     with torch.no_grad():
         for value in policy.trainable().values():

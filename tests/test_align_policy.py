@@ -1,10 +1,11 @@
 """The policy and its reference: one language model serves three, exactly."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
-from aligning import LORA, tiny_items, tiny_policy
+from aligning import tiny_items, tiny_policy
 
 from rbalign.config.sections import AlignConfig, Sampling
 from rbalign.errors import UsageError
@@ -26,10 +27,10 @@ def asks(items):
     return views, [[answers[0], answers[3], answers[5]], [answers[1]], [answers[2], answers[4]]]
 
 
-@pytest.fixture
-def moved():
-    """A policy whose LoRA has left zero."""
-    policy = tiny_policy()
+@pytest.fixture(params=[False, True], ids=["lora", "full"])
+def moved(request):
+    """A policy whose LoRA has left zero, or whose own weights have left their start."""
+    policy = tiny_policy(full=request.param)
     torch.manual_seed(5)
     with torch.no_grad():
         for value in policy.trainable().values():
@@ -84,21 +85,21 @@ def test_logits_and_logprobs_agree(moved):
 
 
 def test_reference_equals_the_policy_at_step_0():
-    for train_adapter in (False, True):
-        policy = tiny_policy(train_adapter=train_adapter)
+    for train_adapter, full in product((False, True), repeat=2):
+        policy = tiny_policy(train_adapter=train_adapter, full=full)
         views, completions = asks(tiny_items(policy))
         policy_values, _ = policy(views, completions)
         assert torch.equal(policy_values, Reference(policy).logprobs(views, completions)[0])
 
 
-@pytest.mark.parametrize("train_adapter", [False, True])
-def test_reference_and_teacher_are_bit_identical_after_20_updates(tmp_path, train_adapter):
-    policy = tiny_policy(train_adapter=train_adapter)
+@pytest.mark.parametrize(("train_adapter", "full"), [(False, False), (True, False), (False, True)])
+def test_reference_and_teacher_are_bit_identical_after_20_updates(tmp_path, train_adapter, full):
+    policy = tiny_policy(train_adapter=train_adapter, full=full)
     items = tiny_items(policy)
     views, completions = asks(items)
     config = AlignConfig(
-        updates=20, examples_per_update=2, micro_batch=4, lora=LORA, train_adapter=train_adapter,
-        sampling=Sampling(max_new_tokens=5), args={"learning_rate": 1e-2},
+        updates=20, examples_per_update=2, micro_batch=4, train_adapter=train_adapter,
+        sampling=Sampling(max_new_tokens=5), args={"learning_rate": 1e-3 if full else 1e-2},
     )  # fmt: skip
     made = AlignTrainer(policy, "rba-single", config, items, tmp_path, seed=0)
     texts = [item.example.instruction for item in items[:2]]
@@ -139,7 +140,7 @@ def test_an_arm_is_saved_and_taken_over(tmp_path, moved):
     fresh.load(tmp_path)
     torch.testing.assert_close(fresh(views, completions)[0], moved(views, completions)[0])
     assert (fresh(views, completions)[0] - base).abs().max() > 1e-2
-    with fresh.lora_off():
+    with fresh.untouched():
         assert torch.equal(fresh(views, completions)[0], base)
     with pytest.raises(UsageError, match="holds no arm"):
         fresh.load(tmp_path / "nothing")
@@ -166,10 +167,12 @@ def test_restart_equals_a_new_policy(moved):
     with torch.no_grad():
         moved.speech.adapter.norm.weight.mul_(1.0)
     moved.restart(11)
-    fresh = tiny_policy()
+    fresh = tiny_policy(full="lora" not in "".join(moved.trainable()))
     fresh.restart(11)
     for name, value in moved.trainable().items():
         assert torch.equal(value, fresh.trainable()[name])
+    if "lora" not in "".join(moved.trainable()):
+        return  # nothing is drawn for it
     other = tiny_policy()
     other.restart(12)
     assert any(not torch.equal(value, other.trainable()[name]) for name, value in fresh.trainable().items())

@@ -21,6 +21,7 @@ MIXTURES = {
 }
 ARMS = ("sft", "kd", "rba-single", "rba-group", "grpo", "opd", *MIXTURES)
 SAMPLED = ARMS[2:]
+FULL = {"full_finetuning": True, "lora": {}, "args": {"learning_rate": 1e-3}}
 REWARDED = ("rba-group", "grpo", "everything")
 
 
@@ -45,7 +46,9 @@ def config(**changes):
 
 def trainer(folder, arm, policy=None, advance=lambda: None, validation=(), **changes):
     settings = config(**changes)
-    policy = policy or tiny_policy(lora=settings.lora, train_adapter=settings.train_adapter)
+    policy = policy or tiny_policy(
+        lora=settings.lora, full=settings.full_finetuning, train_adapter=settings.train_adapter
+    )
     items = tiny_items(policy)
     scorer = ByLength() if arm in REWARDED else None
     made = AlignTrainer(
@@ -72,10 +75,11 @@ def assert_same(a, b, tolerance=1e-5):
         torch.testing.assert_close(value, weights_b[name], atol=tolerance, rtol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_learns_and_tells(tmp_path, arm):
-    before = {n: v.clone() for n, v in trainer(tmp_path / "x", arm).policy.trainable().items()}
-    after, rows = trained(tmp_path / "arm", arm)
+def test_an_arm_learns_and_tells(tmp_path, arm, changes):
+    before = {n: v.clone() for n, v in trainer(tmp_path / "x", arm, **changes).policy.trainable().items()}
+    after, rows = trained(tmp_path / "arm", arm, **changes)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert [row["update"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
@@ -128,6 +132,8 @@ def test_micro_batch_changes_nothing(tmp_path, arm):
         ("rba-group", {"conditioning": "cross", "reference": "refresh:3"}),
         ("grpo", {"sample_refresh": "epoch", "examples_per_update": 1}),
         ("everything", {"train_adapter": True}),
+        ("everything", FULL),
+        ("rba-single", FULL | {"reference": "refresh:2"}),
     ],
 )
 @pytest.mark.parametrize("killed_at", [3, 5])

@@ -384,7 +384,7 @@ def test_a_run_its_arm_and_its_folder_are_one_model(run, tmp_path):
     assert (base.name, base.base) == ("small-base", True)
     assert base.digest != found[0].digest
     policy = found[0].open()
-    assert policy.has_lora
+    assert policy.may_differ
     save_arm(run, "sft", 0, tiny(lora={"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, seed=3))
     assert subject_named(str(tmp_path / "runs" / "small")).digest != found[0].digest, "other weights, another model"
     save_arm(run, "kd", 0, tiny(lora={"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}))
@@ -405,7 +405,7 @@ def test_an_exported_folder_is_opened_with_its_prompt(run, tmp_path):
     assert subject_named(str(tmp_path / "model-x"), "Sing.").digest != subject.digest, "the prompt is part of the model"
     policy = subject.open()
     assert policy.system == "Be kind."
-    assert not policy.has_lora
+    assert not policy.may_differ
 
 
 def test_what_save_whole_wrote_answers_as_before(tmp_path):

@@ -179,7 +179,7 @@ def test_an_arm_takes_a_step_and_is_taken_over(tmp_path, name, arm):
     fresh.load(tmp_path / "arm")
     torch.testing.assert_close(fresh(views, completions)[0], policy(views, completions)[0])
     assert (fresh(views, completions)[0] - base).abs().max() > 1e-3
-    with fresh.lora_off():
+    with fresh.untouched():
         assert torch.equal(fresh(views, completions)[0], base)
     assert torch.equal(reference.logprobs(views, completions)[0], base)
 

@@ -261,7 +261,7 @@ def test_lora_that_a_release_came_with_is_part_of_the_model(tmp_path, monkeypatc
         prompt = model(**inputs, use_cache=True)
         after = model(input_ids=ids[None], past_key_values=prompt.past_key_values)
     released = torch.cat([prompt.logits[0, -1:], after.logits[0, :-1]]).log_softmax(-1).gather(1, ids[:, None])[:, 0]
-    with policy.lora_off():
+    with policy.untouched():
         torch.testing.assert_close(policy([view], [[ids]])[0][0].detach(), released, atol=1e-4, rtol=0)
     with pytest.raises(UsageError, match="LoRA of its own"):
         align.check(recipe_of(tmp_path))

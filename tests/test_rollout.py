@@ -88,7 +88,7 @@ def test_scorers_get_what_they_need(policy, items):
     assert scorer.seen["answer"] == [g.item.example.answer for g in groups for _ in g.drawn]
     assert drawn[0].score is None
     prompts = policy.text_prompts(scorer.seen["prompts"])
-    with policy.lora_off():
+    with policy.untouched():
         expected, _ = completion_logprobs(policy.lm, prompts, [d.ids for d in drawn])
     for row, one in enumerate(drawn[1:], start=1):
         assert one.score == pytest.approx(float(expected[row].sum()), abs=1e-4)
@@ -132,7 +132,7 @@ def test_hidden_cosines_are_those_of_speech_and_text_over_the_same_tokens(policy
     assert {len(one.ids) for _, one in drawn} != {1}
     for (group, one), values in zip(drawn, scorer.seen["hidden_cosines"], strict=True):
         student = plain_states(policy, policy.prompts([one.view]), one.ids)
-        with policy.lora_off():
+        with policy.untouched():
             reader = plain_states(policy, policy.text_prompts([group.item.example.instruction]), one.ids)
         expected = torch.nn.functional.cosine_similarity(student, reader, dim=-1).mean(-1)
         assert values == pytest.approx(expected.tolist(), abs=1e-4)

@@ -144,6 +144,7 @@ class AlignConfig(Section):
         "args_of",
         "patience",
         "gradient_checkpointing",
+        "full_finetuning",
         "reward_model",
         "judge",
     )
@@ -208,6 +209,10 @@ class AlignConfig(Section):
     """How the policy samples; its cap is the answers' cap."""
     lora: dict[str, Any] = Field(default_factory=lambda: {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"})
     """LoraConfig by its own names."""
+    full_finetuning: bool = False
+    """Train the decoder's own weights in the place of LoRA, all but embeddings and output layer. A frozen copy of them
+    stays as teacher and reference; with Adam's two moments that is five times the weights in memory. Give a lower
+    learning_rate."""
     args: dict[str, Any] = Field(default_factory=lambda: {"learning_rate": 2e-4})
     """TrainingArguments by their own names."""
     args_of: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -249,6 +254,12 @@ class AlignConfig(Section):
     def _stops_by_validation(self) -> Self:
         if self.patience and self.select_by != "validation":
             raise ValueError(f'patience = {self.patience} watches validation: set select_by = "validation"')
+        return self
+
+    @model_validator(mode="after")
+    def _full_or_lora(self) -> Self:
+        if self.full_finetuning and self.lora != type(self)().lora:
+            raise ValueError("full_finetuning trains the weights themselves: leave out [align.lora]")
         return self
 
     @model_validator(mode="after")

@@ -91,7 +91,7 @@ class ReferenceLoss:
         losses: dict[str, float] = {}
         if known:
             completions = [[self.policy.completion_ids(str(item.example.answer))] for item in known]
-            with self.policy.lora_off() if self.base else nullcontext():
+            with self.policy.untouched() if self.base else nullcontext():
                 logprobs, mask = self.policy.measure(self._prompts(known), completions)
             means = (-logprobs.sum(1) / mask.sum(1)).tolist()
             losses = {item.id: round(mean, 6) for item, mean in zip(known, means, strict=True)}
@@ -124,7 +124,7 @@ def teacher_scores(
         asked = sorted(own, key=lambda words: len(words) + max(len(ids[place]) for place in own[words]))
         for batch in _of_size(asked, own, SCORE_BATCH):
             prompts, places = policy.text_prompts(batch), [own[words] for words in batch]
-            with policy.lora_off():
+            with policy.untouched():
                 logprobs, _ = policy.measure(prompts, [[torch.tensor(list(ids[i])) for i in mine] for mine in places])
             for i, row in zip((i for mine in places for i in mine), logprobs, strict=True):
                 out[i] = row[: len(ids[i])].tolist()

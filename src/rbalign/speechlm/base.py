@@ -1,8 +1,9 @@
 """What training and evaluation need of a speech LLM, whichever it is: one object that they share.
 
 It holds one copy of the language model, which serves three: the student (LoRA on), the text teacher and, while LoRA
-is all that trains, the reference (LoRA off). What a policy hears, a subclass says: `policy.SpeechPolicy` is the
-embedded speech LLM, `family.FamilyPolicy` one of transformers' own.
+is all that trains, the reference (LoRA off). Where its own weights train, a frozen copy of them is kept for that. What
+a policy hears, a subclass says: `policy.SpeechPolicy` is the embedded speech LLM, `family.FamilyPolicy` one of
+transformers' own.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from rbalign.lm.branches import branch_hidden
 from rbalign.lm.checkpointing import checkpointed
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_hidden, completion_logits
-from rbalign.lm.lora import lora_off
 from rbalign.lm.sampler import Prompts, Sample, Sampler, SamplingParams, Watch, whole_rows
+from rbalign.lm.untouched import forget_start, starts, train_whole, untouched
 from rbalign.speechlm.clipcache import ClipCache, ClipFolder
 from rbalign.speechlm.ctc import log_sum_exp_rows
 from rbalign.teacher.local import best_sampler
 from rbalign.types import View
 
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+FULL_FILE = "decoder.safetensors"
+"""An arm's own decoder weights, after full fine-tuning."""
 CACHE_BYTES = 1 << 30
 """Room for about 30,000 clips of audio positions (25 x 576 float32 each), or 3,000 of encoder frames."""
 REPEAT = "Repeat the user's words exactly."
@@ -43,7 +46,7 @@ Wanted = Literal["logprobs", "logits"]
 
 
 class Policy(nn.Module, ABC):
-    """A speech LLM that answers in text, with LoRA on its language model if asked. Always in eval mode: no dropout."""
+    """A speech LLM that answers in text; LoRA, or the decoder's own weights, train if asked. No dropout: eval mode."""
 
     def __init__(
         self,
@@ -53,10 +56,11 @@ class Policy(nn.Module, ABC):
         *,
         system: str | None = None,
         lora: Mapping[str, Any] | None = None,
+        full: bool = False,
         seed: int = 0,
         heard: ClipFolder | None = None,
     ) -> None:
-        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields.
+        """Freeze `speech` (no copy is made), add LoRA by peft's LoraConfig fields, or let the decoder train if `full`.
 
         `end_ids` end an answer, the first one those of the teacher. `seed` starts LoRA. Fields that would not start it
         at zero, or draw without a key, are refused. `heard` keeps what this very model hears, for other processes, too.
@@ -74,7 +78,9 @@ class Policy(nn.Module, ABC):
         self._sampler: Sampler | None = None
         self._sampler_holds: Literal["policy", "base"] | None = None
         self._sizes = _Sizes.of(self.lm)
-        if lora is not None:
+        if full:
+            train_whole(self.lm)
+        elif lora is not None:
             self._add_lora(lora, seed)
         self._branching = FusedSampler.supports(self.lm)
         self.register_load_state_dict_post_hook(_forgive_frozen)  # type: ignore[no-untyped-call]
@@ -85,9 +91,19 @@ class Policy(nn.Module, ABC):
         """The causal language model."""
 
     @property
-    def has_lora(self) -> bool:
-        """Whether LoRA layers are there."""
-        return bool(self._peft)
+    def may_differ(self) -> bool:
+        """Whether the language model may differ from the untouched one: it has LoRA, or its own weights train."""
+        return bool(self._peft or starts(self.lm))
+
+    def at_start(self) -> bool:
+        """Whether the language model is the untouched one, exactly."""
+        lora = all(not value.any() for name, value in self.trainable().items() if "lora_B" in name)
+        return lora and all(torch.equal(value, start) for value, start in starts(self.lm).values())
+
+    def restored(self) -> set[str]:
+        """Names of the parameters that `untouched` puts back to the start."""
+        own = {id(value) for value, _ in starts(self.lm).values()}
+        return {name for name, value in self.trainable().items() if "lora_" in name or id(value) in own}
 
     @property
     def has_transcript(self) -> bool:
@@ -154,8 +170,8 @@ class Policy(nn.Module, ABC):
         watch: Watch | None = None,
     ) -> list[list[Sample]]:
         """Samples of the policy, or of the untouched language model if `base`; see `lm.sampler.Sampler`."""
-        wanted: Literal["policy", "base"] = "base" if base or not self.has_lora else "policy"
-        with self.lora_off() if base else nullcontext():
+        wanted: Literal["policy", "base"] = "base" if base or not self.may_differ else "policy"
+        with self.untouched() if base else nullcontext():
             if self._sampler is None:
                 self._sampler = best_sampler(self.lm)
             elif self._sampler_holds != wanted:
@@ -209,7 +225,7 @@ class Policy(nn.Module, ABC):
     @torch.no_grad()
     def text_logits(self, texts: Sequence[str], completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """The text teacher: logits (R,T,V) of the untouched language model on written prompts, and mask (R,T)."""
-        with self.lora_off():
+        with self.untouched():
             return self.measure(self.text_prompts(texts), completions, "logits")
 
     @torch.no_grad()
@@ -222,9 +238,9 @@ class Policy(nn.Module, ABC):
         hidden, mask = completion_hidden(self.lm, _a_row_each(prompts, completions), flat, layers=True)
         return hidden, mask.bool()
 
-    def lora_off(self) -> AbstractContextManager[None]:
+    def untouched(self) -> AbstractContextManager[None]:
         """The untouched language model, for as long as the block runs."""
-        return lora_off(self.lm)
+        return untouched(self.lm)
 
     def _count(self, prompts: Prompts, completions: Sequence[Sequence[Tensor]], predicts: bool = True) -> None:
         shared = 0 if prompts.shared is None else len(prompts.shared)
@@ -234,28 +250,41 @@ class Policy(nn.Module, ABC):
             pairs = zip(prompts.rows, completions, strict=True)
             positions = sum(shared + len(row) + len(ids) - 1 for row, own in pairs for ids in own)
         predicted = sum(len(ids) for own in completions for ids in own) if predicts else 0
-        passes = 2 if torch.is_grad_enabled() and self.trainable() else 1
+        passes = 1
+        if torch.is_grad_enabled() and self.trainable():
+            passes = 3 if starts(self.lm) else 2  # frozen weights need no gradient of their own
         self.operations += passes * self._sizes.forward(positions, predicted)
 
     # Arms
 
     def save(self, folder: Path) -> None:
-        """Write what was trained: LoRA in peft's own format."""
+        """Write what was trained: LoRA in peft's own format, or the decoder's weights."""
+        from safetensors.torch import save_file
+
         folder.mkdir(parents=True, exist_ok=True)
         if self._peft:
             self._peft[0].save_pretrained(folder)
+        if own := starts(self.lm):
+            save_file({name: value.detach().contiguous() for name, (value, _) in own.items()}, folder / FULL_FILE)
 
     def restart(self, seed: int) -> None:
-        """As if made anew with this seed, for the next arm: LoRA at its start."""
+        """As if made anew with this seed, for the next arm: LoRA, or the decoder's weights, at the start."""
         if self._peft:
             self._start_lora(seed)
+        self._set_decoder({name: start for name, (_, start) in starts(self.lm).items()})
         self.refresh()
 
     def load(self, folder: Path) -> None:
-        """Take over an arm that `save` wrote; LoRA layers are made if there are none yet."""
+        """Take over an arm that `save` wrote; LoRA layers, or the copy of the start, are made if there are none yet."""
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        if (folder / FULL_FILE).is_file():
+            if not starts(self.lm):
+                train_whole(self.lm)
+            self._set_decoder(load_file(folder / FULL_FILE))
+            self.refresh()
+            return
         settings, weights = (folder / name for name in LORA_FILES)
         if not weights.is_file() or not settings.is_file():
             raise UsageError(f"{folder} holds no arm: {' and '.join(LORA_FILES)} are needed", "run `rba align` first")
@@ -268,8 +297,17 @@ class Policy(nn.Module, ABC):
             raise DataError(f"the LoRA weights in {folder} do not fit this language model", "use the arm's own model")
         self.refresh()
 
+    @torch.no_grad()
+    def _set_decoder(self, weights: Mapping[str, Tensor]) -> None:
+        own = starts(self.lm)
+        if set(weights) != set(own) or any(weights[name].shape != value.shape for name, (value, _) in own.items()):
+            raise DataError(f"the weights in {FULL_FILE} do not fit this language model", "use the arm's own model")
+        for name, (value, _) in own.items():
+            value.copy_(weights[name])
+
     def merge(self) -> None:
-        """Put LoRA into the language model's own weights, for good: text teacher and reference are gone with it."""
+        """What was trained is the language model's own from now on: text teacher and reference are gone with it."""
+        forget_start(self.lm)
         if self._peft:
             self._peft.pop().merge_and_unload()
             self._sampler = self._sampler_holds = None

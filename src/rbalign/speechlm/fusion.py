@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rbalign.lm.lora import lora_off
+from rbalign.lm.untouched import untouched
 
 CANDIDATES = 5
 """Tokens tried in a slot. Eight, with twice the beams, gave 0.1 points of WER for twice the time."""
@@ -63,7 +63,7 @@ class Fusion:
     @torch.no_grad()
     def best_paths(self, clips: Sequence[Slots]) -> list[Tensor]:
         """The likeliest path through each clip. Beams with the same tokens are one, the better."""
-        with lora_off(self.language_model):
+        with untouched(self.language_model):
             return self._search(clips)
 
     def _search(self, clips: Sequence[Slots]) -> list[Tensor]:
@@ -104,7 +104,7 @@ class Fusion:
         device = self.token_ids.device
         ids = pad_sequence(rows, batch_first=True).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-        with lora_off(self.language_model):
+        with untouched(self.language_model):
             hidden = self.language_model.get_decoder()(input_ids=ids, attention_mask=mask)[0]
         head = self.language_model.get_output_embeddings().weight[self.token_ids]
         start = len(context) - 1

@@ -33,13 +33,14 @@ class SpeechPolicy(Policy):
         *,
         system: str | None = None,
         lora: Mapping[str, Any] | None = None,
+        full: bool = False,
         train_adapter: bool = False,
         seed: int = 0,
         heard: ClipFolder | None = None,
     ) -> None:
         """See `Policy`; `train_adapter` lets the adapter train."""
         ends = end_ids(processor.tokenizer)
-        super().__init__(speech, processor, ends, system=system, lora=lora, seed=seed, heard=heard)
+        super().__init__(speech, processor, ends, system=system, lora=lora, full=full, seed=seed, heard=heard)
         self.before_ids, self.after_ids = around_user(self.tokenizer, system)
         self.train_adapter = train_adapter
         self._own_adapter = not train_adapter

@@ -33,6 +33,8 @@ RBA_OPERATIONS = {"sft": 2.2, "kd": 1.7}
 """Operations of an RBA update beside those of sft and kd: they plan a matched arm before the others are there."""
 BYTES_PER_ARM = 120_000_000
 """Two checkpoints and the final weights: LoRA of rank 16 with two moments is 40 MB."""
+BYTES_PER_FULL_ARM = 3_000_000_000
+"""The same of the embedded decoder's own weights: 425 MB, and with two moments 1.3 GB."""
 
 
 def plan(recipe: Recipe, run: RunDir) -> Plan:
@@ -47,7 +49,8 @@ def plan(recipe: Recipe, run: RunDir) -> Plan:
             wanted = round(config.updates * (RBA_OPERATIONS[objective(arm)] if arm.endswith(MATCHED) else 1))
             updates = sum(wanted - updates_done(arm_folder(run, arm, seed)) for seed in seeds)
             seconds = _seconds(config, arm, updates, views)
-            rows.append(PlanRow(f"updates of {arm}", updates, seconds, BYTES_PER_ARM * len(seeds)))
+            each = BYTES_PER_FULL_ARM if config.full_finetuning else BYTES_PER_ARM
+            rows.append(PlanRow(f"updates of {arm}", updates, seconds, each * len(seeds)))
     return Plan(tuple(rows))
 
 

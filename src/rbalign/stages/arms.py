@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 WORKER_BYTES = 3 << 30
 """A training process's memory with the embedded models."""
+FULL_BYTES = 5 << 29
+"""What full fine-tuning of the embedded language model takes more: copy, gradients, two moments, its step."""
 SHARE = 48
 """Clips that a worker hears at a time before training."""
 WATCH_SECONDS = 2.0
@@ -113,7 +115,8 @@ class Arms:
 
         data = Dataset.open(run.path("data"))
         self.recipe, self.run, self.config = recipe, run, align_config(recipe)
-        options: dict[str, Any] = {"lora": self.config.lora, "train_adapter": self.config.train_adapter}
+        options: dict[str, Any] = {"full": True} if self.config.full_finetuning else {"lora": self.config.lora}
+        options["train_adapter"] = self.config.train_adapter
         self.policy: Policy = open_policy(recipe, run, share=True, **options)
         self.policy.gradient_checkpointing = self.config.gradient_checkpointing
         cap, bank = self.config.sampling.max_new_tokens, bank_of_dataset(recipe, data)
@@ -219,7 +222,9 @@ def workers_for(config: AlignConfig) -> int:
 
 def _bytes(config: AlignConfig) -> int:
     """Memory of one training process."""
-    return WORKER_BYTES + model_bytes(config.model) + model_bytes(config.reward_model)
+    own = model_bytes(config.model)
+    more = FULL_BYTES + 4 * own if config.full_finetuning else 0
+    return WORKER_BYTES + own + model_bytes(config.reward_model) + more
 
 
 @contextmanager

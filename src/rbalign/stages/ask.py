@@ -41,7 +41,7 @@ def ask(
         heard = policy.heard([view])[0]
     answer = _greedy(policy, prompts, on_token)
     words = text or heard
-    with policy.lora_off():
+    with policy.untouched():
         text_answer = _greedy(policy, policy.text_prompts([words]), None, base=True) if words else None
     return {
         "heard": heard,

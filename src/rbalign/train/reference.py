@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,24 +18,25 @@ REFERENCE_FILE = "reference.safetensors"
 class Reference:
     """`rule` is AlignConfig.reference: "fixed" (the policy at the start), "refresh:K", or "none".
 
-    LoRA switched off is the start exactly, because LoRA starts at zero. What else trains is kept as a frozen copy, and
-    so is LoRA itself once "refresh:K" has taken the policy over, or when training starts from an aligned arm.
+    The untouched language model is the start exactly: LoRA starts at zero, and of weights that train themselves there
+    is a copy. What else trains is kept as a frozen copy, and so is all that trains once "refresh:K" has taken the
+    policy over, or when training starts from an aligned arm.
     """
 
     def __init__(self, policy: Policy, rule: str = "fixed") -> None:
         self.policy = policy
         self.wanted = rule != "none"
         self.every = int(rule.partition(":")[2]) if rule.startswith("refresh:") else 0
-        self._lora_off = all(not value.any() for name, value in policy.trainable().items() if "lora_B" in name)
+        self._untouched = policy.at_start()
         self._kept: dict[str, Tensor] = {}
         if self.wanted:
-            self._keep(lambda name: "lora_" not in name or not self._lora_off)
+            self._keep(policy.restored() if self._untouched else ())
 
     def begin_update(self, update: int) -> None:
         """Before update `update` (0-based): every K updates the reference becomes the policy."""
         if self.every and update and update % self.every == 0:
-            self._lora_off = False
-            self._keep(lambda name: True)
+            self._untouched = False
+            self._keep()
 
     @torch.no_grad()
     def logprobs(self, views: Sequence[View], completions: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -52,8 +53,8 @@ class Reference:
         for name, (parameter, _) in swapped.items():
             parameter.data = self._kept[name]
         try:
-            if self._lora_off:
-                with self.policy.lora_off():
+            if self._untouched:
+                with self.policy.untouched():
                     yield
             else:
                 yield
@@ -66,7 +67,7 @@ class Reference:
         from safetensors.torch import save_file
 
         if self.every:
-            save_file(self._kept | {"lora_off": torch.tensor(self._lora_off)}, folder / REFERENCE_FILE)
+            save_file(self._kept | {"untouched": torch.tensor(self._untouched)}, folder / REFERENCE_FILE)
 
     def load(self, folder: Path) -> None:
         """The reference of a checkpoint; a fixed one needs no file."""
@@ -74,8 +75,8 @@ class Reference:
 
         if self.every and self.wanted:
             kept = load_file(folder / REFERENCE_FILE)
-            self._lora_off = bool(kept.pop("lora_off"))
+            self._untouched = bool(kept.pop("untouched"))
             self._kept = kept
 
-    def _keep(self, chosen: Callable[[str], bool]) -> None:
-        self._kept = {name: p.detach().clone() for name, p in self.policy.trainable().items() if chosen(name)}
+    def _keep(self, but: Collection[str] = ()) -> None:
+        self._kept = {name: p.detach().clone() for name, p in self.policy.trainable().items() if name not in but}

@@ -126,7 +126,7 @@ def teacher_logprobs(policy: Policy, rows: Sequence[tuple[Group, Drawn]]) -> lis
         by_group.setdefault(id(group), (group, []))[1].append(place)
     prompts = policy.text_prompts([group.item.example.instruction for group, _ in by_group.values()])
     branches = [[rows[place][1].ids for place in places] for _, places in by_group.values()]
-    with policy.lora_off():
+    with policy.untouched():
         logprobs, mask = policy.measure(prompts, branches)
     order = [place for _, places in by_group.values() for place in places]
     values: list[list[float]] = [[] for _ in rows]
@@ -151,7 +151,7 @@ def hidden_cosines(policy: Policy, group: Group) -> list[list[float]]:
     branches = [[group.drawn[place].ids for place in own] for own in places.values()]
     order = [place for own in places.values() for place in own]
     heard, mask = policy.states(policy.prompts(views), branches)
-    with policy.lora_off():
+    with policy.untouched():
         text = policy.text_prompts([group.item.example.instruction])
         read, _ = policy.states(text, [[ids for own in branches for ids in own]])
     alike = torch.nn.functional.cosine_similarity(heard, read, dim=-1).mean(-1)
