@@ -109,10 +109,22 @@ def execute(
     """Load, show the plan, work, and say where to look."""
     from rbalign.cli import show
     from rbalign.config.load import load_recipe
+    from rbalign.rundir.progress import silent
     from rbalign.rundir.run import RunDir
+    from rbalign.rundir.workers import launched
     from rbalign.stages.chain import chain
 
     loaded = load_recipe(recipe, overrides)
+    rank, ranks = launched()
+    if ranks > 1 and only != "align":
+        raise UsageError(
+            f"{ranks} processes were launched for `rba {only or 'run'}`, and only `rba align` trains in several",
+            "first `rba synth RECIPE` by itself, then launch `rba align RECIPE`",
+        )
+    if rank:
+        with RunDir.follow(runs, loaded, fork) as run, silent():
+            chain(run.recipe, run, only)
+        return
     # Planned from a run that is only looked at: what is refused here leaves no folder behind.
     look = RunDir.look(runs, loaded, fork)
     show.plan(chain(look.recipe, look, only, dry_run=True), look.folder)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
+_silent = False
 
 
 class Advance(Protocol):
@@ -21,13 +22,26 @@ class Advance(Protocol):
 @contextmanager
 def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[Advance]:
     """Show how far a loop is. `done` were there before (a resume) and do not count for the speed."""
-    shown = _bar if sys.stderr.isatty() else _lines
+    shown = _none if _silent else _bar if sys.stderr.isatty() else _lines
     with shown(total, label, done, unit) as advance:
         yield advance
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Show and note nothing in the block: of several processes that do the same, one tells."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def note(line: str) -> None:
     """One line beside the progress, on stderr."""
+    if _silent:
+        return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -38,6 +52,11 @@ def duration(seconds: float) -> str:
         return f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextmanager
+def _none(total: int, label: str, done: int, unit: str) -> Iterator[Advance]:
+    yield lambda n=1: None
 
 
 @contextmanager

@@ -47,13 +47,15 @@ class StageHandle:
 
 
 class RunDir:
-    """An open run. `open` locks it for writing, `look` only reads; both work in a `with` block."""
+    """An open run. `open` locks it for writing, `look` only reads, `follow` is for a launch's other processes; all work
+    in a `with` block."""
 
     def __init__(self, folder: Path, recipe: Recipe, status: dict[str, Any]) -> None:
         self.folder = folder
         self.recipe = recipe
         self.status = status
         self._lock: Any = None
+        self._follows = False
 
     @classmethod
     def open(cls, root: Path, recipe: Recipe, fork: str | None = None, *, forkable: bool = True) -> Self:
@@ -84,6 +86,14 @@ class RunDir:
         recipe, source = _named(Path(root), recipe, fork)
         folder = Path(root) / recipe.name
         return cls(folder, recipe, _read_status(folder, source))
+
+    @classmethod
+    def follow(cls, root: Path, recipe: Recipe, fork: str | None = None) -> Self:
+        """The same run for the other processes of a launch, of which the first one has it open: they enter and finish
+        the stages that it does, in memory alone."""
+        run = cls.look(root, recipe, fork)
+        run._follows = True
+        return run
 
     def path(self, *parts: str) -> Path:
         """A place inside the run; nothing is made."""
@@ -125,10 +135,11 @@ class RunDir:
             raise self._changed(name, entry, section, inputs)
         if entry is not None and entry["key"] == key and entry["state"] == "done":
             return StageHandle(self, name, True, entry["outputs"])
-        if begin and (entry is None or entry["key"] != key) and self._lock is not None:
+        if begin and (entry is None or entry["key"] != key) and (self._lock or self._follows):
             entry = {"state": "started", "key": key, "section": section, "inputs": inputs, "outputs": {}}
             self.status["stages"][name] = entry | {"started": _now()}
-            self._write_recipe()
+            if self._lock:
+                self._write_recipe()
             self.write_status()
         return StageHandle(self, name, False, {})
 
@@ -139,7 +150,9 @@ class RunDir:
             self.write_status()
 
     def write_status(self) -> None:
-        """Put status.json on the disk. Only the writer of a run may."""
+        """Put status.json on the disk. Only the writer of a run may; those who follow it need not."""
+        if self._follows:
+            return
         if self._lock is None:
             raise RunError(f"run {self.recipe.name} was opened for reading", "open it with RunDir.open")
         atomic_write(self.path("status.json"), json.dumps(self.status, indent=2, ensure_ascii=False) + "\n")

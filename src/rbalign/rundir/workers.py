@@ -14,6 +14,11 @@ from loky import ProcessPoolExecutor, process_executor
 POLL_SECONDS = 1.0
 
 
+def launched() -> tuple[int, int]:
+    """(rank, number of processes) of this one under a launcher such as torchrun or accelerate; (0, 1) without."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def workers_that_fit(asked: int, bytes_each: int) -> int:
     """As many processes as asked; for 0 one a core, as far as half of the machine's memory allows.
 

@@ -7,7 +7,6 @@ Arms depend on nothing but their own start, so each core may train its own.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
@@ -29,7 +28,7 @@ from rbalign.rundir.files import atomic_write, sha256_file, stable_hash
 from rbalign.rundir.journal import count_lines, read_rows
 from rbalign.rundir.progress import progress
 from rbalign.rundir.run import RunDir
-from rbalign.rundir.workers import threads_each, worker_pool, workers_that_fit
+from rbalign.rundir.workers import launched, threads_each, worker_pool, workers_that_fit
 from rbalign.stages.policy import model_bytes
 from rbalign.stages.rewards import open_scorer
 from rbalign.stages.voices import bank_of_dataset
@@ -80,6 +79,11 @@ def arm_folder(run: RunDir, arm: str, seed: int) -> Path:
 def final_folder(run: RunDir, arm: str, seed: int) -> Path:
     """Where an arm's final weights are: what `Policy.load` takes."""
     return arm_folder(run, arm, seed) / "final"
+
+
+def weights_hash(final: Path) -> str:
+    """The hash of an arm's final weights."""
+    return stable_hash({path.name: sha256_file(path) for path in sorted(final.glob("*.safetensors"))})
 
 
 def cost(run: RunDir, arm: str, seed: int) -> dict[str, Any]:
@@ -152,6 +156,9 @@ class Arms:
         if updates:
             trainer.fit()
         final = final_folder(self.run, arm, seed)
+        if not trainer.is_world_process_zero():
+            trainer.accelerator.wait_for_everyone()
+            return weights_hash(final)
         self.policy.save(final)
         best = trainer.state.best_global_step if self.config.select_by == "validation" else None
         taken = trainer.state.global_step if updates else 0  # fewer than asked where validation has stopped it
@@ -160,7 +167,8 @@ class Arms:
         about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
         atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")
-        return stable_hash({path.name: sha256_file(path) for path in sorted(final.glob("*.safetensors"))})
+        trainer.accelerator.wait_for_everyone()
+        return weights_hash(final)
 
     def hear(self, share: int, of: int) -> int:
         """Hear one share of the clips ahead of training, where what is heard is kept; how many those are."""
@@ -214,7 +222,7 @@ def workers_for(config: AlignConfig) -> int:
     One under a launcher, which has its own processes. Never the number of arms that are left: a resumed arm keeps the
     number of threads it began with, and so its numbers.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched()[1] > 1:
         return 1
     at_once = len(config.seeds) * sum(not arm.endswith(MATCHED) for arm in config.arms)
     return max(1, min(workers_that_fit(config.workers, _bytes(config)), at_once))
