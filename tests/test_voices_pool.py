@@ -156,3 +156,25 @@ def runs(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+BARS = """
+import sys
+sys.path.insert(0, {here!r})
+from bars import show
+from rbalign.rundir.workers import worker_pool
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        print(sum(future.result() for future in [pool.submit(show) for _ in range(4)]))
+"""
+
+
+def test_workers_that_show_bars_leave_no_semaphores_behind(tmp_path):
+    (tmp_path / "bars.py").write_text("from tqdm.auto import tqdm\ndef show():\n    return len(list(tqdm(range(3))))\n")
+    (tmp_path / "main.py").write_text(BARS.format(here=str(tmp_path)))
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "main.py"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert done.stdout.strip() == "12", done.stderr
+    assert "leaked" not in done.stderr

@@ -53,11 +53,15 @@ def worker_pool(workers: int, threads: int = 1) -> Iterator[ProcessPoolExecutor]
 
 def _prepare(parent: int) -> None:
     """In the worker."""
+    from tqdm import tqdm
+
     # Ctrl-C reaches every process of a terminal; the parent decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # loky takes growth by 300 MB for a leak and replaces the process, every half minute here, because two
     # synthesisers and the longest sentence so far are more than that. Measured: 4 clips a second with, 8 without.
     process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 33
+    # tqdm's own lock is a semaphore of the system: a worker that is ended leaves it behind, and Python warns of it.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
