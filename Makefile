@@ -44,8 +44,9 @@ assets: dev
 quickstart: assets
 	$(BIN)/rba run quickstart
 
+# A process a core with one thread each: the tests' models are tiny, and two threads that meet after each product lose.
 test: assets
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 e2e: assets
 	$(BIN)/pytest -m "slow or not slow"
