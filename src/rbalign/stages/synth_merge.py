@@ -175,13 +175,7 @@ def assemble(recipe: Recipe, run: RunDir, texts: Dataset, spoken: Done) -> dict[
     ledgers = [own.path(name, LEDGER) for _, own, _ in spoken for name in (TEXTS, CLIPS)]
     if requests := summed(json.loads(path.read_text(encoding="utf-8")) for path in ledgers if path.is_file()):
         atomic_write(data / LEDGER, json.dumps(requests, indent=2) + "\n")
-    files = [
-        (own.path(CLIPS), name) for _, own, handle in spoken for name in handle.outputs if name.startswith("views/")
-    ]
-    with progress(len(files), "take over clips", unit="files") as advance:
-        for folder, name in files:
-            link_or_copy(folder / name, data / name)
-            advance()
+    _take_clips(spoken, data)
     complete = _completed(texts, data)
     origin = dict(texts.manifest["origin"])
     if config.labels:
