@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def assets_folder() -> Callable[[str], Path]:
     from rbalign.assets import folder
 
     return folder
+
+
+def pytest_configure():
+    """xdist's workers ignore SIGINT, and what they start would inherit that: no test of Ctrl-C could see it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
