@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_packages import MODEL, World
+from killing import killed_at
 
 from rbalign.assets.store import Store
 
@@ -21,31 +22,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork and SIGKIL
 def in_child(work: Callable[[], None], kill_at: int) -> tuple[int, bool]:
     """Run `work` in a fork that kills itself at its `kill_at`-th audited operation (open, rename, mkdir, link, process
     start, folder scan: PEP 578). Returns (operations that were survived, whether it was killed)."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        seen = 0
 
+    def watch(tick: Callable[[], None]) -> None:
         def count(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal seen
             if event.split(".")[0] in {"open", "os", "shutil", "tempfile", "subprocess"}:
-                seen += 1
-                os.write(write, b".")
-                if seen == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                tick()
 
         sys.addaudithook(count)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    os.close(write)
-    survived = 0
-    while chunk := os.read(read, 4096):
-        survived += len(chunk)
-    os.close(read)
-    _, status = os.waitpid(child, 0)
-    return survived, os.WIFSIGNALED(status)
+
+    survived, how = killed_at(work, watch, kill_at)
+    return survived, how == "killed"
 
 
 def check_whole(store: Store) -> None:

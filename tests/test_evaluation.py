@@ -433,7 +433,7 @@ def test_a_speech_llm_of_transformers_is_evaluated(tmp_path):
     places, settings = {"disfluency": str(place)}, Settings(SHORT, workers=1)
     found = prepare(Wanted(str(folder), ("disfluency",), places, tmp_path / "out", settings, SYSTEM))
     assert (found.subject.name, found.subject.what) == ("tiny-qwen2-audio", "Qwen2-Audio")
-    _, works = pickle.loads(pickle.dumps(partial(evaluation._reopen, found.wanted)))()
+    _, works = pickle.loads(pickle.dumps(partial(evaluation._reopen, found.wanted, found.subject)))()
     mine = [[item.id for item in work.items] for _, work in found.works()]
     assert [[item.id for item in work.items] for work in works] == mine, "a worker counts work as its parent does"
     found.run()

@@ -9,12 +9,12 @@ import random
 import re
 import shutil
 import signal
-import traceback
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from killing import killed_at
 from test_readback import Ears
 from test_synth import RECIPE, fakes  # noqa: F401
 from test_synth_labels import labelled_recipe, tagged  # noqa: F401
@@ -214,42 +214,22 @@ def test_a_part_brings_its_share_what_others_may_repeat_and_some_luck():
 def in_child(work, at=0, limit=0):
     """Run `work` in a fork that kills itself at its `at`-th fsync (a journal's rows, a whole file or its folder), or
     whose files may not pass `limit` bytes. (fsyncs that were survived, how it ended: "killed", "refused" or "done")."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        fsync, seen = os.fsync, 0
+
+    def watch(tick):
+        fsync = os.fsync
 
         def counted(file):
-            nonlocal seen
             fsync(file)
-            seen += 1
-            os.write(write, b".")
-            if seen == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            tick()
 
         os.fsync = counted
-        try:
-            if limit:
-                import resource
+        if limit:
+            import resource
 
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            work()
-            os._exit(0)
-        except DataError:
-            os._exit(3)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(9)
-    os.close(write)
-    survived = 0
-    while chunk := os.read(read, 4096):
-        survived += len(chunk)
-    os.close(read)
-    _, status = os.waitpid(child, 0)
-    how = "killed" if os.WIFSIGNALED(status) else {0: "done", 3: "refused"}.get(os.WEXITSTATUS(status), "broken")
-    return survived, how
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    return killed_at(work, watch, at)
 
 
 def steps(recipe, runs, of):

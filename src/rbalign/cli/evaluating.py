@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rbalign.cli.pipeline import EPILOG, PANEL, STAGES, DryRun, Fork, Runs, check_option, execute, split_words
+from rbalign.cli.pipeline import STAGES, DryRun, Fork, Runs, check_option, execute, recipe_verb, split_words
 from rbalign.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ rba eval --model M --tasks T1,T2 --output DIR: no run is needed; M answers clips
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("eval", help=HELP, epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)(evaluate)
+    recipe_verb(app, "eval", HELP)(evaluate)
 
 
 def _option(*names: str, text: str, **more: Any) -> typer.models.OptionInfo:
@@ -131,10 +130,7 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
     settings = Settings(
         Sampling(**{name: given[name] for name in ("temperature", "top_p", "max_new_tokens")}),
         references=_references(given["references"]),
-        **{
-            name: given[name]
-            for name in ("seed", "limit", "split", "beside", "judge", "voice", "workers", "batch_size")
-        },
+        **{name: given[name] for name in PLAIN},
     )
     places = _places(given["data"] or [], tasks)
     evaluation = prepare(Wanted(given["model"], tasks, places, given["output"], settings, given["system"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +39,15 @@ SINGLE_FILE = ("--report.single_file", "8")
 """What --single-file stands for: samples of each task, with four clips about 3 MB together."""
 
 
+def recipe_verb(app: typer.Typer, name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a verb that takes a recipe: options it does not know are the recipe's overrides, which go, in
+    their order, to ctx.args."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    return app.command(name, help=text, epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
+
+
 def register(app: typer.Typer) -> None:
     """Add `run` and one verb for each stage, or half of one."""
-    # Unknown options are the recipe's overrides: they go, in their order, to ctx.args.
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
 
     def add(verb: str, only: str | None, text: str) -> None:
         def command(
@@ -51,14 +56,14 @@ def register(app: typer.Typer) -> None:
             name, overrides = split_words([recipe, *ctx.args])
             execute(name, overrides, runs, fork, dry_run, only)
 
-        app.command(verb, help=text, epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)(command)
+        recipe_verb(app, verb, text)(command)
 
     add("run", None, "All stages of a recipe, one after the other; finished ones are skipped.")
     for stage, text in STAGES.items():
         if stage not in WIDER:
             add(stage, stage, text)
 
-    @app.command("report", help=STAGES["report"], epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
+    @recipe_verb(app, "report", STAGES["report"])
     def report(
         ctx: typer.Context,
         recipe: Recipe,

@@ -71,13 +71,6 @@ Suite = Annotated[
 ]
 
 
-def shipped(task: str) -> str | None:
-    """What stands for --data where a task's data comes with rba."""
-    from rbalign.eval.tasks.registry import SHIPPED, task_named
-
-    return SHIPPED if task_named(task).smoke else None
-
-
 def score(
     place: Place = None,
     predictions: Predictions = None,
@@ -106,7 +99,9 @@ def score(
         _suite(suite, place)
     elif task is not None:
         _refuse({"name": name}, f"beside --task {task}", "--out names the result")
-        data = data or shipped(task)
+        from rbalign.eval.tasks.registry import task_named
+
+        data = data or task_named(task).ships
         if place is None or predictions is not None or data is None:
             raise UsageError(
                 f"--task {task} needs its data and one file", f"rba score --task {task} --data FOLDER FILE.jsonl"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rbalign.cli.pipeline import EPILOG, PANEL, STAGES, DryRun, Fork, Recipe, Runs, execute, split_words
+from rbalign.cli.pipeline import STAGES, DryRun, Fork, Recipe, Runs, execute, recipe_verb, split_words
 from rbalign.errors import UsageError
 
 Shard = Annotated[
@@ -28,9 +28,8 @@ Surplus = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add `synth`."""
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}  # the recipe's overrides
 
-    @app.command("synth", help=STAGES["synth"], epilog=EPILOG, context_settings=settings, rich_help_panel=PANEL)
+    @recipe_verb(app, "synth", STAGES["synth"])
     def synth(
         ctx: typer.Context,
         recipe: Recipe,

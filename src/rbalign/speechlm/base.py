@@ -310,7 +310,7 @@ class Policy(nn.Module, ABC):
         forget_start(self.lm)
         if self._peft:
             self._peft.pop().merge_and_unload()
-            self._sampler = self._sampler_holds = None
+        self._sampler = self._sampler_holds = None
 
     def _add_lora(self, lora: Mapping[str, Any], seed: int) -> None:
         from peft import LoraConfig, get_peft_model

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rbalign.scorers import Scorer
     from rbalign.speechlm.base import Policy
     from rbalign.train.rollout import Item
+    from rbalign.train.trainer import AlignTrainer
 
 WORKER_BYTES = 3 << 30
 """A training process's memory with the embedded models."""
@@ -155,20 +156,22 @@ class Arms:
         )
         if updates:
             trainer.fit()
-        final = final_folder(self.run, arm, seed)
-        if not trainer.is_world_process_zero():
-            trainer.accelerator.wait_for_everyone()
-            return weights_hash(final)
+        if trainer.is_world_process_zero():
+            self._keep(trainer, job)
+        trainer.accelerator.wait_for_everyone()
+        return weights_hash(final_folder(self.run, arm, seed))
+
+    def _keep(self, trainer: AlignTrainer, job: Job) -> None:
+        """Write an arm's final weights, and beside them what became of its training."""
+        arm, seed, final = job.arm, job.seed, final_folder(self.run, job.arm, job.seed)
         self.policy.save(final)
         best = trainer.state.best_global_step if self.config.select_by == "validation" else None
-        taken = trainer.state.global_step if updates else 0  # fewer than asked where validation has stopped it
+        taken = trainer.state.global_step if job.updates else 0  # fewer than asked where validation has stopped it
         about: dict[str, Any] = {"arm": arm, "seed": seed, "updates": taken, "selected_update": best or taken}
         about["examples"] = len(self.items)
         about |= {"left_out": self.left_out, "views": sum(len(item.views) for item in self.items)}
         about |= {"parameters": sum(value.numel() for value in self.policy.trainable().values())}
         atomic_write(final / "arm.json", json.dumps(about, indent=1) + "\n")
-        trainer.accelerator.wait_for_everyone()
-        return weights_hash(final)
 
     def hear(self, share: int, of: int) -> int:
         """Hear one share of the clips ahead of training, where what is heard is kept; how many those are."""

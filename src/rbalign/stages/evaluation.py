@@ -175,7 +175,7 @@ class ModelEvaluation:
             return
         here = LocalAnswering(self.subject, self.settings)
         workers = workers_that_fit(self.settings.workers, WORKER_BYTES)
-        with answering(lambda: here, partial(_reopen, self.wanted), workers, "--workers") as answered_by:
+        with answering(lambda: here, partial(_reopen, self.wanted, self.subject), workers, "--workers") as answered_by:
             for number, (exam, work) in todo.items():
                 self._collect(exam, work, answered_by(number, work), self.settings.batch_size, workers)
 
@@ -306,13 +306,16 @@ class ModelEvaluation:
 
 def prepare(wanted: Wanted) -> ModelEvaluation:
     """Check everything that can be refused before any work; nothing is written."""
-    subject = subject_named(wanted.model, wanted.system)
+    return _of_subject(wanted, subject_named(wanted.model, wanted.system))
+
+
+def _of_subject(wanted: Wanted, subject: Subject) -> ModelEvaluation:
     exams = [exam_of(task, wanted.data.get(task.name), wanted.settings) for task in tasks_named(wanted.tasks)]
     return ModelEvaluation(wanted, subject, exams)
 
 
-def _reopen(wanted: Wanted) -> tuple[LocalAnswering, list[Work]]:
-    """In a worker: the evaluation that the parent has open, for reading."""
-    evaluation = prepare(wanted)
+def _reopen(wanted: Wanted, subject: Subject) -> tuple[LocalAnswering, list[Work]]:
+    """In a worker: the evaluation that the parent has open, for reading. Its model is hashed, or fetched, once."""
+    evaluation = _of_subject(wanted, subject)
     evaluation.speak()
-    return LocalAnswering(evaluation.subject, wanted.settings), [work for _, work in evaluation.works()]
+    return LocalAnswering(subject, wanted.settings), [work for _, work in evaluation.works()]

@@ -12,7 +12,7 @@ from rbalign.errors import UsageError
 from rbalign.eval.tasks.clips import Clips, clips, of_dataset, planned
 from rbalign.eval.tasks.files import local_copy
 from rbalign.eval.tasks.items import TaskData, load
-from rbalign.eval.tasks.registry import SHIPPED, Task
+from rbalign.eval.tasks.registry import Task
 from rbalign.eval.tasks.smoke import smoke_set
 from rbalign.stages import smoke
 from rbalign.types import Split
@@ -92,8 +92,7 @@ class Exam:
 
 def exam_of(task: Task, place: str | None, settings: Settings) -> Exam:
     """A task with its data, checked; clips of a set that ships are planned and not spoken. UsageError without data."""
-    if task.smoke and place is None:
-        place = SHIPPED
+    place = task.ships if place is None else place
     if place is None:
         raise UsageError(f"{task.name} needs its data, with the clips", f"--data {task.name}=FOLDER: {task.place}")
     if task.kind == "translation" and not settings.beside:

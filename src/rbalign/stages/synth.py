@@ -36,7 +36,7 @@ from rbalign.stages.base import Plan
 from rbalign.stages.endpoints import Servers
 from rbalign.stages.labelling import filled, label_summary, labelling
 from rbalign.stages.recorded import Translation, open_recordings
-from rbalign.stages.synth_outside import checked_voices, commit_ready, config_of, ready_views, seen_texts
+from rbalign.stages.synth_outside import checked_voices, commit_ready, config_of, ready_views
 from rbalign.stages.synth_outside import inputs as inputs  # as every stage offers them
 from rbalign.stages.synth_plan import plan_of
 from rbalign.synth.accept import TEXTS_PER_CAUSE, Acceptance
@@ -70,18 +70,17 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     config, folder = config_of(recipe), run.path("data")
     bank, noises = checked_voices(config)
     source = open_recordings(config, recipe.seed)
-    seen = seen_texts(recipe)
-    ready, clips = ready_views(recipe, seen)
+    ready = ready_views(recipe)
     with Servers(recipe, folder) as servers:
         servers.try_voices()
         fill = partial(_write, recipe, folder, servers)
-        made = accepted(recipe, folder, [*seen, Signatures.build(e.instruction for e in ready)], servers, source, fill)
+        made = accepted(recipe, folder, ready.leakage, servers, source, fill)
         made = _with_labels(made, recipe, folder, servers)
         practice = practised(recipe, made.examples)
         written = with_references(made.examples, recipe, folder, servers)
         writer = DatasetWriter(folder, origin(recipe, made))
-        writer.add_examples([*ready, *written, *practice])
-        commit_ready(clips, writer)
+        writer.add_examples([*ready.examples, *written, *practice])
+        commit_ready(ready.clips, writer)
         spoken = {example.id: example.spoken for example in [*written, *practice]}
         if source is not None:
             views = source.views(written)

@@ -19,7 +19,6 @@ from typing import Any
 from rbalign.config.recipe import Recipe
 from rbalign.data.dataset import Dataset, DatasetWriter
 from rbalign.data.examples import EXAMPLES_PER_FILE
-from rbalign.data.signatures import Signatures
 from rbalign.errors import DataError, RunError
 from rbalign.remote.counts import summed
 from rbalign.rundir.files import atomic_write, link_or_copy, new_folder, sha256_file
@@ -30,7 +29,7 @@ from rbalign.stages import synth
 from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.endpoints import LEDGER, Servers
 from rbalign.stages.labelling import label_summary
-from rbalign.stages.synth_outside import commit_ready, config_of, ready_views, seen_texts
+from rbalign.stages.synth_outside import commit_ready, config_of, ready_views
 from rbalign.stages.synth_shards import (
     CLIPS,
     SHARDS,
@@ -141,10 +140,7 @@ def settle(recipe: Recipe, run: RunDir, written: Done) -> None:
 
     Raises RunError if there are too few, with the surplus that will do.
     """
-    data, of = run.path("data"), len(written)
-    seen = seen_texts(recipe)
-    ready, _ = ready_views(recipe, seen)
-    seen.append(Signatures.build(example.instruction for example in ready))
+    data, of, ready = run.path("data"), len(written), ready_views(recipe)
 
     def fill(acceptance: Acceptance) -> None:
         rows = [read_rows(own.path(TEXTS, "drafts.jsonl")) for _, own, _ in written]
@@ -154,15 +150,15 @@ def settle(recipe: Recipe, run: RunDir, written: Done) -> None:
 
     with Servers(recipe, data) as servers:
         _take_topics(written[0][1].path(TEXTS), data)
-        made = synth.accepted(recipe, data, seen, servers, None, fill)
+        made = synth.accepted(recipe, data, ready.leakage, servers, None, fill)
         practice = synth.practised(recipe, made.examples)
-    counts = {"ready": len(ready), "written": len(made.examples), "practice": len(practice)}
+    counts = {"ready": len(ready.examples), "written": len(made.examples), "practice": len(practice)}
     counts["by_topic"] = len(made.judged[0].examples) if len(made.judged) > 1 else 0
     origin = synth.origin(recipe, made)
     meta = {"teacher": origin["teacher"], "recipe": origin["recipe"], "origin": origin, "counts": counts}
     with new_folder(run.path(SHARDS, TEXTS), BYTES_PER_TEXT * sum(counts.values())) as folder:
         writer = DatasetWriter(folder, meta | {"key": texts_key(recipe), "shards": of})
-        writer.add_examples([*ready, *made.examples, *practice])
+        writer.add_examples([*ready.examples, *made.examples, *practice])
         writer.finish()
 
 
@@ -185,7 +181,7 @@ def assemble(recipe: Recipe, run: RunDir, texts: Dataset, spoken: Done) -> dict[
     examples = complete()
     while batch := list(islice(examples, EXAMPLES_PER_FILE)):
         writer.add_examples(batch)
-    commit_ready(ready_views(recipe, seen_texts(recipe))[1], writer)
+    commit_ready(ready_views(recipe).clips, writer)
     manifest = writer.finish(**synth.read_back_told(config, data))
     return {"dataset": manifest["content_hash"], "unspoken": str(sum(1 for _ in read_rows(data / synth.UNSPOKEN)))}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rbalign.audio.channel import noise_files
@@ -54,12 +55,26 @@ def seen_texts(recipe: Recipe) -> list[Signatures]:
     return found
 
 
-def ready_views(recipe: Recipe, seen: Sequence[Signatures]) -> tuple[list[Example], list[View]]:
-    """The test examples and clips that come ready, if the recipe takes any."""
-    config = config_of(recipe)
-    if not config.test_views:
-        return [], []
-    return held_out(config.test_views, config.test, recipe.teacher.author, seen, config.filters.max_leakage)
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Test examples and clips that come ready, none if the recipe takes none; and what new texts must not resemble,
+    these examples among it."""
+
+    examples: list[Example]
+    clips: list[View]
+    leakage: list[Signatures]
+
+
+def ready_views(recipe: Recipe) -> Ready:
+    """What comes ready, judged against what was seen."""
+    config, seen = config_of(recipe), seen_texts(recipe)
+    examples: list[Example] = []
+    clips: list[View] = []
+    if config.test_views:
+        examples, clips = held_out(
+            config.test_views, config.test, recipe.teacher.author, seen, config.filters.max_leakage
+        )
+    return Ready(examples, clips, [*seen, Signatures.build(example.instruction for example in examples)])
 
 
 def commit_ready(clips: Sequence[View], writer: DatasetWriter) -> None:

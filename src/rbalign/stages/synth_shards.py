@@ -33,7 +33,6 @@ from rbalign import __version__
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
 from rbalign.data.dataset import Dataset, DatasetWriter
-from rbalign.data.signatures import Signatures
 from rbalign.errors import RunError, UsageError
 from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.rundir.run import RunDir, StageHandle
@@ -42,7 +41,7 @@ from rbalign.stages.base import Plan, PlanRow
 from rbalign.stages.chain import settings
 from rbalign.stages.endpoints import Servers
 from rbalign.stages.labelling import labelling
-from rbalign.stages.synth_outside import checked_voices, config_of, inputs, ready_views, seen_texts
+from rbalign.stages.synth_outside import checked_voices, config_of, inputs, ready_views
 from rbalign.stages.synth_plan import plan_of
 from rbalign.synth.accept import Acceptance, quotas
 from rbalign.synth.parts import SURPLUS, Part, part_size
@@ -204,10 +203,7 @@ def _has_enough(handle: StageHandle, surplus: float | None) -> bool:
 
 def _write(recipe: Recipe, part: Part, folder: Path, surplus: float, handle: StageHandle) -> None:
     """The part's candidates, until enough of them would be accepted if there were no other part."""
-    config = config_of(recipe)
-    seen = seen_texts(recipe)
-    ready, _ = ready_views(recipe, seen)
-    seen.append(Signatures.build(example.instruction for example in ready))
+    config, seen = config_of(recipe), ready_views(recipe).leakage
     wanted = sum(size for _, size in quotas(config))
     enough = part_size(wanted, part.of, surplus) if wanted else 0
     only = {"train": enough, "validation": 0, "test": 0, "test_views": None, "labels": None}

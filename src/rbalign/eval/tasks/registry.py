@@ -56,6 +56,11 @@ class Task:
     """The set of `tasks.smoke` that it asks; empty: its data is elsewhere."""
 
     @property
+    def ships(self) -> str | None:
+        """What stands for the place of its data where that comes with rba."""
+        return SHIPPED if self.smoke else None
+
+    @property
     def by_delivery(self) -> bool:
         """Of kind "conditions": whether they are deliveries; else channels and speeds."""
         return self.name.endswith("disfluency")
