@@ -258,3 +258,72 @@ def test_opd_has_the_gradient_of_the_score_function_form():
         log_ratio = (own - logprobs_of(teacher[1], ids)).detach()
         by_score += chance * torch.autograd.grad((own * log_ratio).sum(), live)[0]
     torch.testing.assert_close(whole, by_score, atol=1e-12, rtol=0)
+
+
+# ---- samples of a server that draws a little otherwise ----------------------------------------------------------
+
+
+def chance_of(theta, view, ids, capped=False):
+    return logprobs_of(theta[view], shorten(ids, capped)[0]).sum().exp()
+
+
+def corrected(name, theta, served, view, ids, capped=False):
+    """The gradient of one served sample under its importance weight, through the objective's own `row_weights`."""
+    weight = (chance_of(theta, view, ids, capped) / chance_of(served, view, ids, capped))[None]
+    live = theta.clone().requires_grad_()
+    if name == "single":
+        y_ref, own = (rows(live, theta, [one]) for one in ((view, (2, 1, END), False), (view, *shorten(ids, capped))))
+        loss = rba_single(y_ref, own, beta=0.7, row_weights=weight)
+    else:
+        kept = shorten(ids, capped)[0]
+        target = logits_of(tables(12)[1], kept)
+        mask = torch.ones(1, len(kept), dtype=torch.bool)
+        loss = opd(logits_of(live[view], kept)[None], target[None], mask, row_weights=weight)
+    return torch.autograd.grad(loss.sum, live)[0]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("name", ["single", "opd"])
+def test_weights_make_the_servers_samples_those_of_the_policy(name, capped):
+    theta = tables(11)
+    served = theta + tables(16)
+    of = {ids: corrected(name, theta, served, 0, ids, capped) for ids in SEQUENCES}
+    plain = {ids: corrected(name, theta, theta, 0, ids, capped) for ids in SEQUENCES}
+    exact = sum(logprobs_of(theta[0], ids).sum().exp() * plain[ids] for ids in SEQUENCES)
+    drawn = keyed_samples(served[0], 0)
+    assert_mean_equals([of[ids] for ids in drawn], exact)
+    with pytest.raises(AssertionError):  # left out, they are seen to be missing
+        assert_mean_equals([plain[ids] for ids in drawn], exact)
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_a_pair_is_weighed_by_all_samples_that_it_was_chosen_from(crossed):
+    theta, reference = tables(2), tables(3)
+    served = theta + 0.3 * tables(17)
+    both = list(itertools.product(SEQUENCES, repeat=2))
+    plain = {d: group_gradient(theta, reference, d, False, crossed) for d in both}
+    chance = {d: torch.stack([logprobs_of(theta[v], d[v]).sum() for v in (0, 1)]).sum().exp() for d in both}
+    weight = {d: chance[d] / chance_of(served, 0, d[0]) / chance_of(served, 1, d[1]) for d in both}
+    exact = sum(chance[d] * plain[d] for d in both)
+    drawn = list(zip(*(keyed_samples(served[view], view) for view in (0, 1)), strict=True))
+    assert_mean_equals([weight[d] * plain[d] for d in drawn], exact)
+    with pytest.raises(AssertionError):
+        assert_mean_equals([plain[d] for d in drawn], exact)
+
+
+def test_grpos_tokens_are_weighed_one_by_one():
+    """TIS is a token's weight, not its prefix's: exact for the first token, and equal to r A where it stands alone."""
+    theta, served = tables(13), tables(13) + 0.3 * tables(18)
+    expected, mean = torch.zeros_like(theta), torch.zeros_like(theta)
+    for token in range(3):
+        advantage = torch.tensor([(-1.0, 0.5, 2.0)[token]], dtype=torch.float64)
+        live = theta.clone().requires_grad_()
+        own = logprobs_of(live[0], (token,))
+        answers = Answers(own[None], torch.ones(1, 1, dtype=torch.bool), None, torch.tensor([False]))
+        ratio = (own - logprobs_of(served[0], (token,))).detach().exp()[None]
+        loss = grpo(answers, advantage, None, ratio)
+        mean += served[0, 0].softmax(-1)[token] * torch.autograd.grad(loss.sum, live)[0]
+        live = theta.clone().requires_grad_()
+        gain = live[0, 0].softmax(-1)[token] * advantage[0]
+        expected -= torch.autograd.grad(gain, live)[0]
+    torch.testing.assert_close(mean, expected, atol=1e-12, rtol=0)

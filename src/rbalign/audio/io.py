@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -104,3 +106,11 @@ def to_flac(samples: np.ndarray, rate: int = 16_000) -> bytes:
     sink = io.BytesIO()
     soundfile.write(sink, np.clip(samples, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
     return sink.getvalue()
+
+
+def input_audio(flac: bytes, form: str, rate: int = 16_000) -> dict[str, Any]:
+    """A clip as the content part of a chat message: 16 bits, mono, at `rate` Hz, as "wav" or "flac"."""
+    sink = io.BytesIO()
+    soundfile.write(sink, read_audio(flac, rate=rate), rate, format=form.upper(), subtype="PCM_16")
+    data = base64.b64encode(sink.getvalue()).decode("ascii")
+    return {"type": "input_audio", "input_audio": {"data": data, "format": form}}

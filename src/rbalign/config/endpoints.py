@@ -15,7 +15,19 @@ _FIELD = r"[A-Za-z_][A-Za-z0-9_]*(\.(0|[A-Za-z_][A-Za-z0-9_]*))*"
 Price = Annotated[float, Field(ge=0.0)]
 
 FREE = frozenset(
-    {"key_env", "concurrency", "retries", "timeout", "rpm", "tpm", "cache", "price_in", "price_out", "price_characters"}
+    {
+        "key_env",
+        "concurrency",
+        "retries",
+        "timeout",
+        "rpm",
+        "tpm",
+        "cache",
+        "adapters",
+        "price_in",
+        "price_out",
+        "price_characters",
+    }
 )
 """Keys that change time and money, never a result: a run may go on with other values."""
 
@@ -103,6 +115,23 @@ class SpeechEndpoint(ChatEndpoint):
     """What requests call the seed, one for each item; "" sends none."""
     sampling: bool = True
     """False sends neither temperature nor top_p: some models refuse them."""
+
+
+class RolloutEndpoint(ChatEndpoint):
+    """A server that samples for `rba align` ([align.rollout]): vLLM, or one that answers as it does. docs/scale.md."""
+
+    cache: bool = False
+    """An update's samples are asked for once: by the next one the weights are others."""
+    extra_body: dict[str, Any] = Field(default_factory=lambda: {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0})
+    """Fields added to every request. These undo what a model's own generation_config would do to its samples."""
+    audio_format: Literal["wav", "flac"] = "wav"
+    """How a clip is sent: 16 kHz, mono, 16 bits."""
+    adapters: str | None = None
+    """Folder where LoRA is put for the server, which sees it under the same path; None: the arm's own."""
+    max_weight: Annotated[float, Field(ge=1.0)] = 2.0
+    """Importance weights, our probability over the server's, are cut here (truncated importance sampling)."""
+    max_gap: Annotated[float, Field(gt=0.0)] = 0.5
+    """Nats a token, mean of absolute differences, past which the server samples no policy of ours: training stops."""
 
 
 class VoiceEndpoint(EndpointConfig):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
-from rbalign.config.endpoints import JudgeEndpoint, TeacherEndpoint
+from rbalign.config.endpoints import JudgeEndpoint, RolloutEndpoint, TeacherEndpoint
 from rbalign.config.mixtures import ARMS, MATCHED, MATCHING, TERMS, objective
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.errors import unknown
@@ -147,6 +147,7 @@ class AlignConfig(Section):
         "full_finetuning",
         "reward_model",
         "judge",
+        "rollout",
     )
 
     model: str | None = None
@@ -201,6 +202,8 @@ class AlignConfig(Section):
     """Folder of the model that the scorer reward-model asks: a sequence classifier with one label, or ArmoRM."""
     judge: JudgeEndpoint | None = None
     """The server that the scorer judge asks, from each training process."""
+    rollout: RolloutEndpoint | None = None
+    """A server that samples in the place of this process; it takes LoRA anew before every update (docs/scale.md)."""
     train_adapter: bool = False
     """True also trains the adapter; the encoder stays frozen."""
     answer_system: str | None = None
@@ -260,6 +263,13 @@ class AlignConfig(Section):
     def _full_or_lora(self) -> Self:
         if self.full_finetuning and self.lora != type(self)().lora:
             raise ValueError("full_finetuning trains the weights themselves: leave out [align.lora]")
+        return self
+
+    @model_validator(mode="after")
+    def _server_takes_lora(self) -> Self:
+        if self.rollout is not None and (self.full_finetuning or self.train_adapter):
+            other = "full_finetuning" if self.full_finetuning else "train_adapter"
+            raise ValueError(f"rollout sends LoRA to its server and no other weights: leave out {other}")
         return self
 
     @model_validator(mode="after")

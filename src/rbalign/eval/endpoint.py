@@ -6,8 +6,6 @@ A request that failed for good is a failed item, which stays in the denominator;
 
 from __future__ import annotations
 
-import base64
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,7 +14,7 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
-from rbalign.audio.io import read_audio
+from rbalign.audio.io import input_audio
 from rbalign.config.endpoints import SpeechEndpoint
 from rbalign.config.sections import Sampling
 from rbalign.errors import DataError
@@ -27,7 +25,6 @@ from rbalign.remote.client import Client, EndpointError, RequestError
 from rbalign.types import View
 
 REPLY_BYTES = 4 << 20
-RATE = 16_000
 TOKENS_A_SECOND = 25
 """Of audio, to reserve tokens before a server counts them: what most speech LLMs take."""
 IN_FLIGHT = 2
@@ -107,10 +104,5 @@ class EndpointAnswerer:
 
 def _parts(item: Item, form: str) -> list[dict[str, Any]]:
     """The user's turn: the clip, and the instruction beside it."""
-    import soundfile
-
-    sink = io.BytesIO()
-    soundfile.write(sink, read_audio(item.view.flac), RATE, format=form.upper(), subtype="PCM_16")
-    clip = base64.b64encode(sink.getvalue()).decode("ascii")
-    audio = {"type": "input_audio", "input_audio": {"data": clip, "format": form}}
+    audio = input_audio(item.view.flac, form)
     return [audio, {"type": "text", "text": item.beside}] if item.beside else [audio]

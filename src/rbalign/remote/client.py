@@ -78,11 +78,21 @@ class Client:
         self._failed_in_a_row = 0
         self._down: EndpointError | None = None
 
-    def post(self, path: str, body: dict[str, Any], read: Callable[[Reply], Read], cap: int, tokens: int = 0) -> Any:
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Reply], Read],
+        cap: int,
+        tokens: int = 0,
+        *,
+        vital: bool = True,
+    ) -> Any:
         """The value that `read` finds in the reply to `body`; from the cache if it was answered before.
 
         read: raises AttemptError for a reply that cannot be used. cap: bytes of a reply at most. tokens: about how
-        many the request will take, for `tpm`. Raises RequestError, EndpointError, or StoppedError inside `stopping`.
+        many the request will take, for `tpm`. vital: whether its failure may mean that no request can succeed. Raises
+        RequestError, EndpointError, or StoppedError inside `stopping`.
         """
         body = {"model": self.config.model, **body, **self.config.extra_body}
         key = _identity(self.config.url, path, body)
@@ -95,7 +105,7 @@ class Client:
             else:
                 self.counts.hit()
                 return value
-        found, reply = self._persist(path, body, read, cap, tokens, key)
+        found, reply = self._persist(path, body, read, cap, tokens, key, vital)
         if self._cache is not None:
             self._cache.put(key, reply)
         return found.value
@@ -117,7 +127,14 @@ class Client:
             self._cache.close()
 
     def _persist(
-        self, path: str, body: dict[str, Any], read: Callable[[Reply], Read], cap: int, tokens: int, key: str
+        self,
+        path: str,
+        body: dict[str, Any],
+        read: Callable[[Reply], Read],
+        cap: int,
+        tokens: int,
+        key: str,
+        vital: bool,
     ) -> tuple[Read, Reply]:
         """Attempts until one succeeds or no further one is worth it."""
         attempts = self.config.retries + 1
@@ -134,7 +151,7 @@ class Client:
                 self._pace.settle(tokens, 0)
                 delay = self._delay(fault, attempt, key)
                 if not fault.retry or attempt == attempts:
-                    raise self._failed(fault, attempt) from None
+                    raise self._failed(fault, attempt, vital) from None
                 self._wait(delay)
             else:
                 self._pace.settle(tokens, found.usage.tokens or tokens)
@@ -162,13 +179,13 @@ class Client:
         if self._stop.is_set():
             raise StoppedError
 
-    def _failed(self, fault: AttemptError, attempts: int) -> RequestError:
+    def _failed(self, fault: AttemptError, attempts: int, vital: bool) -> RequestError:
         """What to raise for a request that failed for good; the first sign that none can succeed ends all others."""
         self.counts.failed()
         with self._lock:
-            self._failed_in_a_row += 1
+            self._failed_in_a_row += vital
             row = self._failed_in_a_row
-            if self._down is None and (fault.kind in ("refused", "missing") or row >= GIVE_UP_AFTER):
+            if vital and self._down is None and (fault.kind in ("refused", "missing") or row >= GIVE_UP_AFTER):
                 self._down = self._verdict(fault, row)
                 self._stop.set()
             if self._down is not None:

@@ -62,8 +62,7 @@ class Wire:
     def __init__(self, url: str, key: str | None, timeout: float) -> None:
         import openai
 
-        self._key = key
-        self._timeout = timeout
+        self._url, self._key, self._timeout = url.rstrip("/"), key, timeout
         self._http = openai.DefaultHttpxClient(
             event_hooks={"request": [self._dress], "response": [self._judge]}, follow_redirects=False
         )
@@ -76,13 +75,15 @@ class Wire:
         )
 
     def send(self, path: str, body: dict[str, Any], cap: int) -> Reply:
-        """Post a body to /chat/completions, /completions or /audio/speech; at most `cap` bytes come back.
+        """Post a body to a path of the API, or of a server's own; at most `cap` bytes come back.
 
         Raises AttemptError for everything else than a complete reply with status 200 within the timeout.
         """
         import openai
 
         deadline = time.monotonic() + self._timeout
+        if path not in _REQUIRED:
+            return self._send_plainly(path, body, cap, deadline)
         try:
             with self._create(path)(**_arguments(path, body)) as response:
                 return self._read(response, cap, deadline)
@@ -106,6 +107,16 @@ class Wire:
             text = text.replace(self._key, "[key]")
         line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return line if len(line) <= EXCERPT else line[:EXCERPT] + "..."
+
+    def _send_plainly(self, path: str, body: dict[str, Any], cap: int, deadline: float) -> Reply:
+        """A path that the client has no method for, over the connections that it has."""
+        try:
+            with self._http.stream("POST", self._url + path, json=body, timeout=self._timeout) as response:
+                return self._read(response, cap, deadline)
+        except AttemptError:
+            raise
+        except Exception as error:
+            raise self._broken(error, "no connection") from None
 
     def _create(self, path: str) -> Callable[..., Any]:
         resource: Any = self._client.completions
@@ -156,13 +167,17 @@ class Wire:
                     raise self._late()
         except AttemptError:
             raise
-        except Exception as error:  # of httpx or its successor, whichever this openai client stands on
-            if "timeout" in type(error).__name__.lower():
-                raise self._late() from None
-            raise AttemptError(f"the reply broke off ({self.clean(str(error))})", "lost", retry=True) from None
+        except Exception as error:
+            raise self._broken(error, "the reply broke off") from None
         if self._key and len(self._key) >= LEAST_KEY:
             body = body.replace(self._key.encode(), b"[key]")
         return Reply(bytes(body), response.headers.get("content-type", ""))
+
+    def _broken(self, error: Exception, words: str) -> AttemptError:
+        """What an error of the transport means: httpx's or its successor's, whichever this client stands on."""
+        if "timeout" in type(error).__name__.lower():
+            return self._late()
+        return AttemptError(f"{words} ({self.clean(str(error))})", "lost", retry=True)
 
     def _late(self) -> AttemptError:
         return AttemptError(f"no complete reply within {self._timeout:g} s", "lost", retry=True)

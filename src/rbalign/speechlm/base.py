@@ -132,6 +132,10 @@ class Policy(nn.Module, ABC):
     def text_prompts(self, texts: Sequence[str]) -> Prompts:
         """The same prompts with written words in the place of the audio."""
 
+    def turn(self) -> tuple[str | None, str]:
+        """What a chat with one clip says besides: the system prompt, and words after the clip in the user's turn."""
+        return self.system, ""
+
     def _repeated(self, prompts: Prompts, views: Sequence[View]) -> list[str]:
         """What the untouched language model says where `prompts` ask it to repeat the words of these clips."""
         caps = [8 + int(REPEATED_A_SECOND * view.seconds) for view in views]
@@ -178,10 +182,14 @@ class Policy(nn.Module, ABC):
                 self._sampler.refresh()
             self._sampler_holds = wanted
             samples = self._sampler.sample(prompts, params, keys, watch)
-        shared = 0 if prompts.shared is None else len(prompts.shared)
-        drawn = [len(sample.ids) for own in samples for sample in own]
-        self.operations += self._sizes.forward(shared + sum(map(len, prompts.rows)) + sum(drawn), sum(drawn))
+        self.count_sampling(prompts, [len(sample.ids) for own in samples for sample in own])
         return samples
+
+    def count_sampling(self, prompts: Prompts, lengths: Sequence[int]) -> None:
+        """Add what samples of these lengths cost, wherever they were drawn."""
+        shared = 0 if prompts.shared is None else len(prompts.shared)
+        positions = shared + sum(map(len, prompts.rows)) + sum(lengths)
+        self.operations += self._sizes.forward(positions, sum(lengths))
 
     # Log-probs
 

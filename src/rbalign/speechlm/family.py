@@ -154,6 +154,10 @@ class FamilyPolicy(Policy):
         """The same prompts with written words in the place of the audio."""
         return Prompts([self.inputs(text, system=self.system)["input_ids"][0] for text in texts])
 
+    def turn(self) -> tuple[str | None, str]:
+        """See `Policy.turn`: without a place of its own the system prompt goes into the user's turn."""
+        return (self.system, "") if self.family.system else (None, self.system or "")
+
     # LoRA
 
     def _lora_scope(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig
 from rbalign.data.dataset import Dataset
 from rbalign.errors import UsageError
+from rbalign.remote.client import Client
 from rbalign.rundir.run import RunDir
 from rbalign.stages.arms import Job, align_config, arm_folder, arm_name, cost, training, updates_done
 from rbalign.stages.base import Plan, PlanRow
@@ -71,6 +72,8 @@ def check(recipe: Recipe) -> None:
             )
         reads = reads_as_before(recipe, config.model)
     check_reward(config)
+    if config.rollout is not None:
+        Client(config.rollout).close()  # a key that is not set is told now, not after hours of synthesis
     tempered = config.sampling.temperature != 1 or config.sampling.top_p != 1
     for arm in config.arms:
         wanted = needs(config.mixture(arm))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rbalign.scorers import Scorer
     from rbalign.speechlm.base import Policy
     from rbalign.train.rollout import Item
+    from rbalign.train.served import RolloutServer
     from rbalign.train.trainer import AlignTrainer
 
 WORKER_BYTES = 3 << 30
@@ -152,6 +153,7 @@ class Arms:
             seed=arm_seed,
             scorer=self.scorer if "scores" in needs(self.config.mixture(arm)) else None,
             validation=self.validation,
+            server=self._server(arm, seed) if "samples" in needs(self.config.mixture(arm)) else None,
             advance=advance,
         )
         if updates:
@@ -180,6 +182,18 @@ class Arms:
         own = views[len(views) * share // of : len(views) * (share + 1) // of]
         self.policy.audio(own)
         return len(own)
+
+    def _server(self, arm: str, seed: int) -> RolloutServer | None:
+        """Who samples in our place, if the recipe names a server; LoRA there is named after this very folder."""
+        config, folder = self.config.rollout, arm_folder(self.run, arm, seed)
+        if config is None:
+            return None
+        from rbalign.remote.client import Client
+        from rbalign.train.served import RolloutServer
+
+        name = f"{self.recipe.name}-{arm_name(arm, seed)}-{stable_hash(str(folder.resolve()))[:8]}"
+        place = Path(config.adapters) if config.adapters else folder / "served"
+        return RolloutServer(config, Client(config), place, name)
 
     @property
     def scorer(self) -> Scorer:

@@ -146,8 +146,9 @@ def settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     section = {key: value for key, value in whole[stage].items() if key not in FREE_FIELDS.get(stage, ())}
     if voices := section.get("endpoint_voices"):
         section["endpoint_voices"] = [_without_free(voice) for voice in voices]
-    if judge := section.get("judge"):
-        section["judge"] = _without_free(judge)
+    for name in ("judge", "rollout"):
+        if server := section.get(name):
+            section[name] = _without_free(server)
     for writer in (teacher := whole["teacher"], (section.get("labels") or {}).get("tagger") or {}):
         if endpoint := writer.get("endpoint"):
             writer["endpoint"] = _without_free(endpoint)

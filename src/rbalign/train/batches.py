@@ -33,6 +33,8 @@ class MicroBatch:
     branches: list[list[Tensor]] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
     """Of each row."""
+    corrections: list[float] = field(default_factory=list)
+    """Of each row: the importance weight of a sample that a server drew, else 1."""
     answers: list[int] = field(default_factory=list)
     """Rows that hold the teacher's answer on a view, for ce and kd."""
     items: list[Item] = field(default_factory=list)
@@ -41,6 +43,8 @@ class MicroBatch:
     """(the teacher's answer, own sample), for rba_single."""
     pairs: list[tuple[int, int]] = field(default_factory=list)
     """(best, worst), for rba_group."""
+    pair_corrections: list[float] = field(default_factory=list)
+    """Of each of `pairs`, as `corrections`."""
     crossed: list[tuple[int, int]] = field(default_factory=list)
     """The same answers on each other's audio, for conditioning "cross"."""
     samples: list[int] = field(default_factory=list)
@@ -67,6 +71,8 @@ class MicroBatch:
         self.views += other.views
         self.branches += other.branches
         self.truncated += other.truncated
+        self.corrections += other.corrections
+        self.pair_corrections += other.pair_corrections
         self.answers += [row + shift for row in other.answers]
         self.items += other.items
         self.samples += [row + shift for row in other.samples]
@@ -78,25 +84,28 @@ class MicroBatch:
 class _Unit:
     """The completions that one view, or a whole group, asks for; what several terms ask for is computed once."""
 
-    def __init__(self) -> None:
-        self.wanted: dict[str, tuple[View, dict[str, tuple[Tensor, bool]]]] = {}
+    def __init__(self, cap: float) -> None:
+        """cap: of importance weights."""
+        self.cap = cap
+        self.wanted: dict[str, tuple[View, dict[str, tuple[Tensor, bool, float]]]] = {}
         self.roles: dict[str, list[tuple[tuple[str, str], ...]]] = {}
         self.made = MicroBatch()
 
     def answer(self, view: View, item: Item) -> tuple[str, str]:
         """Ask for the teacher's answer on a view."""
-        return self._ask(view, "answer", item.answer, False)
+        return self._ask(view, "answer", item.answer, False, 1.0)
 
     def sample(self, view: View, drawn: Drawn) -> tuple[str, str]:
         """Ask for a sample on a view: its own, or another one's."""
-        return self._ask(view, f"{drawn.view.index}/{drawn.sample}", drawn.ids, drawn.truncated)
+        name = f"{drawn.view.index}/{drawn.sample}"
+        return self._ask(view, name, drawn.ids, drawn.truncated, drawn.correction(self.cap))
 
     def note(self, role: str, *names: tuple[str, str]) -> None:
         """Say what completions are asked for, by the field of MicroBatch."""
         self.roles.setdefault(role, []).append(names)
 
-    def _ask(self, view: View, name: str, ids: Tensor, truncated: bool) -> tuple[str, str]:
-        self.wanted.setdefault(view.id, (view, {}))[1][name] = (ids, truncated)
+    def _ask(self, view: View, name: str, ids: Tensor, truncated: bool, correction: float) -> tuple[str, str]:
+        self.wanted.setdefault(view.id, (view, {}))[1][name] = (ids, truncated, correction)
         return view.id, name
 
     def build(self) -> MicroBatch:
@@ -104,10 +113,11 @@ class _Unit:
         unit, numbers = self.made, {}
         for view_id, (view, asked) in self.wanted.items():
             unit.views.append(view)
-            unit.branches.append([ids for ids, _ in asked.values()])
-            for name, (_, truncated) in asked.items():
+            unit.branches.append([ids for ids, _, _ in asked.values()])
+            for name, (_, truncated, correction) in asked.items():
                 numbers[view_id, name] = len(unit.truncated)
                 unit.truncated.append(truncated)
+                unit.corrections.append(correction)
         for role, entries in self.roles.items():
             places = [tuple(numbers[name] for name in names) for names in entries]
             setattr(unit, role, [place[0] for place in places] if role in ("answers", "samples") else places)
@@ -132,7 +142,8 @@ def group_units(group: Group, mixture: Mixture, config: AlignConfig, tie_key: Ke
     and the worst sample (group), each on its own audio and, crossed, on the other's.
     """
     item, spans = group.item, "group" in mixture
-    units = [_Unit() for _ in (item.views[:1] if spans else item.views)]
+    cap = config.rollout.max_weight if config.rollout else 1.0
+    units = [_Unit(cap) for _ in (item.views[:1] if spans else item.views)]
     scores = group_advantages(group, config) if "grpo" in mixture else [None] * len(group.drawn)
     for place, view in enumerate(item.views):
         unit = units[0 if spans else place]
@@ -151,6 +162,7 @@ def group_units(group: Group, mixture: Mixture, config: AlignConfig, tie_key: Ke
     if pair is not None and not one_sided(pair):
         up, down = pair
         units[0].note("pairs", units[0].sample(up.view, up), units[0].sample(down.view, down))
+        units[0].made.pair_corrections.append(group.correction(cap))
         if config.conditioning == "cross":
             units[0].note("crossed", units[0].sample(down.view, up), units[0].sample(up.view, down))
     return [made for unit in units if (made := unit.build()).views]
@@ -166,7 +178,7 @@ def micro_batches(mixture: Mixture, config: AlignConfig, groups: Sequence[Group]
             pieces[-1].extend(unit)
     if not pieces:  # ties and no supervised term, and yet a rank has to take part in the update
         item = groups[0].item
-        pieces.append(MicroBatch([item.views[0]], [[item.answer]], [False]))
+        pieces.append(MicroBatch([item.views[0]], [[item.answer]], [False], [1.0]))
     return pieces
 
 
@@ -201,7 +213,8 @@ def _term(name: str, config: AlignConfig, piece: MicroBatch, values: Values) -> 
         assert values.logits is not None
         width = teacher.shape[1]
         distil = objectives.kd if name == "kd" else objectives.opd
-        return distil(values.logits[places, :width], teacher, values.mask[places, :width])
+        own = _weights_of(config, values.logits, [piece.corrections[row] for row in places])
+        return distil(values.logits[places, :width], teacher, values.mask[places, :width], row_weights=own)
     assert values.logprobs is not None
     logprobs, truncated = values.logprobs, torch.tensor(piece.truncated, device=values.logprobs.device)
 
@@ -220,9 +233,16 @@ def _term(name: str, config: AlignConfig, piece: MicroBatch, values: Values) -> 
         return _grpo(config, piece, rows)
     beta, mean = config.beta, config.length_normalise
     if name == "single":
-        return objectives.rba_single(*sides(piece.singles), beta=beta, length_normalise=mean)
+        own = _weights_of(config, logprobs, [piece.corrections[row] for _, row in piece.singles])
+        return objectives.rba_single(*sides(piece.singles), beta=beta, length_normalise=mean, row_weights=own)
     crossed = sides(piece.crossed) if config.conditioning == "cross" else None
-    return objectives.rba_group(*sides(piece.pairs), crossed, beta=beta, length_normalise=mean)
+    own = _weights_of(config, logprobs, piece.pair_corrections)
+    return objectives.rba_group(*sides(piece.pairs), crossed, beta=beta, length_normalise=mean, row_weights=own)
+
+
+def _weights_of(config: AlignConfig, like: Tensor, corrections: list[float]) -> Tensor | None:
+    """Importance weights of rows, where a server draws."""
+    return like.new_tensor(corrections) if config.rollout else None
 
 
 def _grpo(config: AlignConfig, piece: MicroBatch, rows: Callable[[Iterable[int]], Answers]) -> Loss:
@@ -233,7 +253,11 @@ def _grpo(config: AlignConfig, piece: MicroBatch, rows: Callable[[Iterable[int]]
         if advantage is not None
     ]
     samples = rows(row for row, _, _ in kept)
-    behaviour = None
+    behaviour = correction = None
+    if config.rollout:
+        correction = torch.zeros_like(samples.logprobs)
+        for place, (_, drawn, _) in enumerate(kept):
+            correction[place, : len(drawn.ids)] = drawn.log_ratios().exp().clamp(max=config.rollout.max_weight)
     if config.sample_refresh == "epoch" and kept:
         behaviour = torch.zeros_like(samples.logprobs)
         for place, (_, drawn, _) in enumerate(kept):
@@ -243,6 +267,7 @@ def _grpo(config: AlignConfig, piece: MicroBatch, rows: Callable[[Iterable[int]]
         samples,
         samples.logprobs.new_tensor([advantage for _, _, advantage in kept]),
         behaviour,
+        correction,
         clip=(chosen.clip_low, chosen.clip_high),
         kl=chosen.kl,
         kl_estimator=chosen.kl_estimator,

@@ -43,8 +43,10 @@ def rollout_counts(
         pair = group.pair(tie_key.at(example=group.item.example.id), config.min_score_gap)
         drawn = [(len(one.ids), one.truncated, one.score) for one in group.drawn]
         voices = [end.view.spec.voice for end in pair or ()]
+        served = [one for one in group.drawn if one.served is not None]
         flat = all(advantage is None for advantage in group_advantages(group, config))
         mine.append({"drawn": drawn, "pair": voices, "one_sided": pair is not None and one_sided(pair), "flat": flat})
+        mine[-1]["log_ratios"] = [value for one in served for value in one.log_ratios().tolist()]
     every = list(gather_object(mine))
     drawn = [one for group in every for one in group["drawn"]]
     counts: dict[str, Any] = {
@@ -52,6 +54,11 @@ def rollout_counts(
         "sample_length": sum(length for length, _, _ in drawn) / len(drawn),
         "truncated": sum(cut for _, cut, _ in drawn) / len(drawn),
     }
+    ratios = [value for group in every for value in group["log_ratios"]]
+    if ratios:  # of our probabilities over those of the server that drew; KL(server || policy) by its own samples
+        counts["server_gap"] = sum(map(abs, ratios)) / len(ratios)
+        counts["server_largest_gap"] = max(map(abs, ratios))
+        counts["server_kl"] = -sum(ratios) / len(ratios)
     if "single" in mixture:  # pairs with a complete answer: every truncated sample makes a one-sided pair
         counts["one_sided"] = sum(cut for _, cut, _ in drawn)
     if "scores" in needs(mixture):

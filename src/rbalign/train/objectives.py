@@ -172,6 +172,7 @@ def grpo(
     samples: Answers,
     advantage: Tensor,
     behaviour: Tensor | None = None,
+    correction: Tensor | None = None,
     *,
     clip: tuple[float, float] = (0.2, 0.2),
     kl: float = 0.0,
@@ -182,7 +183,9 @@ def grpo(
     """GRPO over the views of an instruction: -min(r_t A, clip(r_t, 1 - lo, 1 + hi) A) + kl K_t, for each token.
 
     r_t = pi_theta / pi_behaviour of the taken token; `behaviour` (B,T) are log-probs when the sample was drawn, None
-    if that was now (r = 1). `advantage` (B,): see `advantages`. K_t against `samples.reference`: k2 = half the squared
+    if that was now (r = 1). `correction` (B,T): truncated importance weights of tokens that another arithmetic drew,
+    which multiply the gain (TIS: Yao et al. 2025, On the Rollout-Training Mismatch). `advantage` (B,): see
+    `advantages`. K_t against `samples.reference`: k2 = half the squared
     log-ratio, whose gradient is that of KL(pi_theta || pi_ref) in the mean; k3 is the published one, whose gradient
     is that of KL(pi_ref || pi_theta) (arXiv 2506.09477). reduction: "sample_mean" as published, "token_mean" over all
     tokens (DAPO, arXiv 2503.14476, which also raises hi to 0.28), "constant": sums divided by `cap` (Dr.GRPO).
@@ -191,6 +194,7 @@ def grpo(
     ratio = (samples.logprobs - old).masked_fill(~samples.mask, 0.0).exp()
     bounded = ratio.clamp(1.0 - clip[0], 1.0 + clip[1])
     gain = torch.minimum(ratio * advantage[:, None], bounded * advantage[:, None])
+    gain = gain if correction is None else gain * correction
     tokens = samples.lengths().clamp(min=1).to(ratio.dtype)
     diagnostics = {"clipped": (bounded * advantage[:, None] < ratio * advantage[:, None]).sum(-1) / tokens}
     losses = -gain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,15 +39,25 @@ class Drawn:
     ids: Tensor
     """(T,) int64; the end token is among them unless the sample is truncated."""
     logprobs: Tensor
-    """(T,) untempered token log-probs under the policy that drew it."""
+    """(T,) untempered token log-probs under the policy as it was when it drew this."""
     stop: StopReason
     text: str
     score: float | None = None
+    served: Tensor | None = None
+    """(T,) the same as the server tells them that sampled in the policy's place; None: the policy drew it itself."""
 
     @property
     def truncated(self) -> bool:
         """Ended by the length cap."""
         return self.stop is StopReason.LENGTH
+
+    def log_ratios(self) -> Tensor:
+        """(T,) log of the policy's probability of each token over that of whoever drew it."""
+        return torch.zeros_like(self.logprobs) if self.served is None else self.logprobs - self.served
+
+    def correction(self, cap: float) -> float:
+        """Importance weight of the whole sample, at most `cap`: truncated importance sampling."""
+        return min(math.exp(float(self.log_ratios().sum())), cap)
 
 
 @dataclass(slots=True)
@@ -55,6 +66,10 @@ class Group:
 
     item: Item
     drawn: list[Drawn] = field(default_factory=list)
+
+    def correction(self, cap: float) -> float:
+        """Importance weight of all samples together, at most `cap`: which are best and worst hangs on every one."""
+        return min(math.exp(sum(float(drawn.log_ratios().sum()) for drawn in self.drawn)), cap)
 
     def pair(self, key: Key, gap: float = 0.0) -> tuple[Drawn, Drawn] | None:
         """(best, worst) by score, or None where the scores name none; `key` breaks ties at the top or bottom."""
@@ -177,6 +192,7 @@ def sample_rows(update: int, groups: Sequence[Group]) -> Iterator[Mapping[str, A
                 "logprobs": [round(value, 6) for value in drawn.logprobs.tolist()],
                 "stop": str(drawn.stop),
                 "score": drawn.score,
+                **({} if drawn.served is None else {"served": [round(value, 6) for value in drawn.served.tolist()]}),
             }
 
 
@@ -192,6 +208,7 @@ def restore_groups(
                 row = rows[item.example.id, view.index, number]
                 ids, stop = torch.tensor(row["ids"], dtype=torch.long), StopReason(row["stop"])
                 logprobs = torch.tensor(row["logprobs"])
-                drawn.append(Drawn(view, number, ids, logprobs, stop, row["text"], row["score"]))
+                served = torch.tensor(row["served"]) if "served" in row else None
+                drawn.append(Drawn(view, number, ids, logprobs, stop, row["text"], row["score"], served))
         groups.append(Group(item, drawn))
     return groups

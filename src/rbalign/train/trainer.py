@@ -42,6 +42,7 @@ from rbalign.train.objectives import Loss, sft
 from rbalign.train.reference import Reference
 from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, stopped_early
 from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, sample_rows, score_groups
+from rbalign.train.served import RolloutServer
 
 TERM_NORMS_EVERY = 5
 """Updates between measurements of each term's own gradient norm, which cost one more backward pass."""
@@ -65,15 +66,17 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         seed: int,
         scorer: Scorer | None = None,
         validation: Sequence[Item] = (),
+        server: RolloutServer | None = None,
         advance: Callable[[], None] = lambda: None,
     ) -> None:
-        """`items` are the training examples; every update takes `examples_per_update` of them in keyed order."""
+        """`items` are the training examples; every update takes `examples_per_update` of them in keyed order. `server`
+        samples in the place of this process."""
         self.policy, self.arm, self.config, self.folder = policy, arm, config, folder
         self.mixture = config.mixture(arm)
         self.needs = needs(self.mixture)
         if "scores" in self.needs and scorer is None:
             raise UsageError(f"{arm} needs a scorer", "set [align] scorer, see `rba list scorers`")
-        self.scorer, self.advance = scorer, advance
+        self.scorer, self.server, self.advance = scorer, server, advance
         self.reference = Reference(policy, config.reference if wants_reference(self.mixture, config) else "none")
         order = keyed_order([item.example.id for item in items], config.updates, config.examples_per_update, seed)
         self.per_epoch = len(items) // config.examples_per_update
@@ -118,6 +121,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 self.args.max_steps = done
                 self.train_dataset: list[Item] = self.train_dataset[: done * self.config.examples_per_update]
         with ExitStack() as stack:
+            if self.server is not None:
+                stack.callback(self.server.close)
             self.journals: dict[str, Journal] = {}
             if self.is_world_process_zero():
                 keys = {"samples": "id"}
@@ -225,8 +230,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
     def _draw(self, update: int, items: Sequence[Item], clock: Phases) -> list[Group]:
         key = self.rollout_key.at(update=update)
         with clock("sample"):
-            self.policy.refresh()
-            groups = draw_groups(self.policy, items, self.sampling, key, self.config.samples_per_view)
+            groups = self._sampled(update, items, key)
         if "scores" in self.needs:
             assert self.scorer is not None
             with clock("score"):
@@ -236,6 +240,16 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             self._counted = {f"scorer_{name}": count - before[name] for name, count in after.items()}
         self._samples = list(gather_object([dict(row) for row in sample_rows(update, groups)]))
         return groups
+
+    def _sampled(self, update: int, items: Sequence[Item], key: Key) -> list[Group]:
+        """Samples of the policy as it is now, drawn here or by the server."""
+        drawn_by = (self.policy, items, self.sampling, key, self.config.samples_per_view)
+        if self.server is None:
+            self.policy.refresh()
+            return draw_groups(*drawn_by)
+        self.server.load(self.policy, update, self.is_world_process_zero())
+        self.accelerator.wait_for_everyone()
+        return self.server.draw(*drawn_by)
 
     def _reference(self, piece: MicroBatch) -> Tensor | None:
         """Reference log-probs (R,T) of the rows that a term compares, zero elsewhere; None without a reference."""
