@@ -170,6 +170,7 @@ class ReferenceJudge:
     def __init__(self, name: str, scorer: Scorer) -> None:
         """scorer: one that holds answers against the column `reference`."""
         self.name, self._scorer = name, scorer
+        self._known: dict[tuple[str, str], float | None] = {}
         self.protocol = f"offline judge: {name} to the reference"
 
     def prefer(self, pairs: Sequence[Pair]) -> list[float | None]:
@@ -178,15 +179,19 @@ class ReferenceJudge:
             raise DataError(
                 f"the judge {self.name} needs a reference answer, which this data has not", "give --judge JUDGE.toml"
             )
-        requests, references = [pair.request for pair in pairs], [pair.reference for pair in pairs]
-        first, second = (
-            self._scorer(requests, texts, [[]] * len(pairs), reference=references)
-            for texts in ([pair.first for pair in pairs], [pair.second for pair in pairs])
-        )
-        return [
-            None if a is None or b is None else 0.5 if abs(a - b) < TIE else float(a > b)
-            for a, b in zip(first, second, strict=True)
-        ]
+        shown = {(text, pair.reference or ""): pair for pair in pairs for text in (pair.first, pair.second)}
+        new = [one for one in shown if one not in self._known]  # each answer comes twice: both orders are asked for
+        texts, references = [text for text, _ in new], [reference for _, reference in new]
+        requests = [shown[one].request for one in new]
+        told = self._scorer(requests, texts, [[]] * len(new), reference=references)
+        self._known.update(zip(new, told, strict=True))
+        return [self._preferred(pair) for pair in pairs]
+
+    def _preferred(self, pair: Pair) -> float | None:
+        first, second = (self._known[text, pair.reference or ""] for text in (pair.first, pair.second))
+        if first is None or second is None:
+            return None
+        return 0.5 if abs(first - second) < TIE else float(first > second)
 
 
 def last(pattern: re.Pattern[str], text: str | None) -> str | None:

@@ -48,12 +48,17 @@ class CorpusMetric:
 
     def of(self, sums: np.ndarray) -> float:
         """The score of summed statistics."""
-        return float(self._metric._compute_score_from_stats([int(count) for count in sums]).score)
+        return _score(self._metric, sums)
 
-    def sentence(self, text: str, reference: str) -> float:
-        """The score of one segment (BLEU with effective order), to count better and worse ones; never a headline."""
-        return float(self._sentence.sentence_score(text, [reference]).score)
+    def sentence(self, counts: np.ndarray) -> float:
+        """The score of one segment by its statistics (BLEU with effective order), to count better and worse ones; never
+        a headline."""
+        return _score(self._sentence, counts)
 
     def draws(self, boot: Bootstrap, statistics: np.ndarray) -> np.ndarray:
         """The score of the corpus and of each resample: (n, m) -> (1 + B,)."""
         return np.array([self.of(sums) for sums in boot.sums(statistics)])
+
+
+def _score(metric: Any, counts: np.ndarray) -> float:
+    return float(metric._compute_score_from_stats([int(count) for count in counts]).score)

@@ -59,8 +59,8 @@ class TaskData:
 
     def first(self, limit: int | None) -> TaskData:
         """The items of the first instructions in the order of the data; responses to the others are passed over."""
-        units = list(dict.fromkeys(item.unit for item in self.items))[:limit]
-        kept = tuple(item for item in self.items if item.unit in set(units))
+        units = set(list(dict.fromkeys(item.unit for item in self.items))[:limit])
+        kept = tuple(item for item in self.items if item.unit in units)
         others = {item.id for item in self.items} - {item.id for item in kept}
         return replace(self, items=kept, passed_over=self.passed_over | others)
 

@@ -275,8 +275,8 @@ def _translation(sheet: Sheet, rules: Rules) -> None:
         own = metric.statistics(texts, references)
         sums = np.zeros((len(units), own.shape[1]))
         np.add.at(sums, rows, own)
-        for item, text, reference, counts in zip(items, texts, references, own, strict=True):
-            sheet.put(item, name, metric.sentence(text, reference))
+        for item, counts in zip(items, own, strict=True):
+            sheet.put(item, name, metric.sentence(counts))
             sheet.extra.setdefault(item.id, {}).setdefault("statistics", {})[name] = [int(count) for count in counts]
         protocol = f"sacreBLEU {metric.signature()}; plain text; missing and failed answers are empty translations"
         sheet.figure(name, "", boot.estimate(metric.draws(boot, sums), len(units)), protocol, unit="")
