@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
-_silent = False
+_silent = ContextVar("silent", default=False)
+"""Of each thread its own: one that works beside another is silent alone."""
 
 
 class Advance(Protocol):
@@ -22,7 +24,7 @@ class Advance(Protocol):
 @contextmanager
 def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[Advance]:
     """Show how far a loop is. `done` were there before (a resume) and do not count for the speed."""
-    shown = _none if _silent else _bar if sys.stderr.isatty() else _lines
+    shown = _none if _silent.get() else _bar if sys.stderr.isatty() else _lines
     with shown(total, label, done, unit) as advance:
         yield advance
 
@@ -30,17 +32,16 @@ def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[
 @contextmanager
 def silent() -> Iterator[None]:
     """Show and note nothing in the block: of several processes that do the same, one tells."""
-    global _silent
-    before, _silent = _silent, True
+    before = _silent.set(True)
     try:
         yield
     finally:
-        _silent = before
+        _silent.reset(before)
 
 
 def note(line: str) -> None:
     """One line beside the progress, on stderr."""
-    if _silent:
+    if _silent.get():
         return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,7 @@ class Servers:
         if self._tagger.endpoint is not None and self._tagger != recipe.teacher:
             tagger = open_teacher(self._tagger)
             counts[f"tagger {tagger.name}"] = tagger.counts
+        self._saving = threading.Lock()
         self._ledger = Ledger(folder / LEDGER, counts)
 
     def __enter__(self) -> Self:
@@ -68,8 +70,9 @@ class Servers:
         self._try(self._tagger, frozenset({"chat"}))
 
     def save(self) -> None:
-        """Put the counts on the disk."""
-        self._ledger.save()
+        """Put the counts on the disk. The teacher's thread and the one that speaks ahead may both want to."""
+        with self._saving:
+            self._ledger.save()
 
     def tell(self) -> None:
         """A line about every server: what it was asked and what it cost, earlier starts included."""

@@ -12,6 +12,7 @@ data/examples-*.jsonl, data/views/*.parquet, data/manifest.json     the dataset
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -36,6 +37,7 @@ from rbalign.stages.base import Plan
 from rbalign.stages.endpoints import Servers
 from rbalign.stages.labelling import filled, label_summary, labelling
 from rbalign.stages.recorded import Translation, open_recordings
+from rbalign.stages.synth_ahead import Ahead, until
 from rbalign.stages.synth_outside import checked_voices, commit_ready, config_of, ready_views
 from rbalign.stages.synth_outside import inputs as inputs  # as every stage offers them
 from rbalign.stages.synth_plan import plan_of
@@ -43,7 +45,7 @@ from rbalign.synth.accept import TEXTS_PER_CAUSE, Acceptance
 from rbalign.synth.parts import WHOLE, Draft, InTurn, Part, draft_id
 from rbalign.synth.readback import ReadBack, other_voices, read_back_summary
 from rbalign.synth.recordings import Recordings
-from rbalign.synth.speak import Job, Speech, in_shards, planned, speak_shard
+from rbalign.synth.speak import Job, Speech, in_shards, plan_views, planned, speak_shard
 from rbalign.synth.topics import TopicSplit
 from rbalign.synth.vocabulary import practice_examples, practice_words
 from rbalign.synth.write import open_teacher as open_teacher
@@ -55,6 +57,8 @@ from rbalign.voices.pool import SpeakFailure
 
 Make = Callable[[Sequence[View], str], Iterator[tuple[View, SpeakFailure | None]]]
 """(views of a shard, its split) -> each with its clip, or with the reason why it has none."""
+Take = Callable[[Sequence[Example]], None]
+"""Hears of examples as they are accepted."""
 UNSPOKEN, HEARD = "unspoken.jsonl", "heard.jsonl"
 MOST_CANDIDATES_PER_ACCEPTED = 200
 """Past this many candidates for each example wanted the filters and the teacher do not fit: stop and say so."""
@@ -70,15 +74,19 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
     config, folder = config_of(recipe), run.path("data")
     bank, noises = checked_voices(config)
     source = open_recordings(config, recipe.seed)
-    ready = ready_views(recipe)
+    ready, writer = ready_views(recipe), DatasetWriter(folder, {})
     with Servers(recipe, folder) as servers:
         servers.try_voices()
-        fill = partial(_write, recipe, folder, servers)
-        made = accepted(recipe, folder, ready.leakage, servers, source, fill)
+
+        def speak_now(speech: Speech, stop: threading.Event | None = None) -> int:
+            return speak(speech, recipe, folder, writer, servers, bank, noises, stop)
+
+        with _speaking_ahead(recipe, bank, source, speak_now) as take:
+            fill = partial(_write, recipe, folder, servers, take)
+            made = accepted(recipe, folder, ready.leakage, servers, source, fill)
         made = _with_labels(made, recipe, folder, servers)
         practice = practised(recipe, made.examples)
         written = with_references(made.examples, recipe, folder, servers)
-        writer = DatasetWriter(folder, origin(recipe, made))
         writer.add_examples([*ready.examples, *written, *practice])
         commit_ready(ready.clips, writer)
         spoken = {example.id: example.spoken for example in [*written, *practice]}
@@ -91,9 +99,9 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
             views = planned([*written, *practice], config, bank, recipe.seed)
             every = list(chain.from_iterable(views.values()))
             speech = Speech(list(in_shards(every, VIEWS_PER_SHARD)), spoken, views, every)
-            unspoken = speak(speech, recipe, folder, writer, servers, bank, noises)
+            unspoken = speak_now(speech)
             more = read_back_told(config, folder)
-        manifest = writer.finish(**more)
+        manifest = writer.finish(**origin(recipe, made), **more)
         servers.tell()
     return {"dataset": str(manifest["content_hash"]), "unspoken": str(unspoken)}
 
@@ -113,11 +121,11 @@ def accepted(
     leakage: list[Signatures],
     servers: Servers,
     source: Recordings | None,
-    fill: Callable[[Acceptance], None],
+    fill: Callable[[Sequence[Acceptance]], None],
 ) -> Texts:
     """Examples with answers: of recordings, or of what the teacher writes; a test split by topic first, with labels.
 
-    fill: gives drafts to an acceptance until every other split has its examples.
+    fill: gives drafts to the last acceptance until every other split has its examples.
     """
     config = config_of(recipe)
     if source is not None:
@@ -130,7 +138,7 @@ def accepted(
         judged, told = [split.acceptance], {"topics": split.table()}
         leakage = [*leakage, Signatures.build(example.instruction for example in split.acceptance.examples)]
     judged.append(Acceptance(config, leakage))
-    fill(judged[-1])
+    fill(judged)
     return Texts([example for part in judged for example in part.examples], judged, told)
 
 
@@ -181,13 +189,35 @@ def _workers(config: SynthConfig) -> int:
     return config.workers or os.cpu_count() or 1
 
 
-def _write(recipe: Recipe, folder: Path, servers: Servers, acceptance: Acceptance) -> None:
+@contextmanager
+def _speaking_ahead(
+    recipe: Recipe, bank: VoiceBank, source: Recordings | None, speak_now: Callable[..., int]
+) -> Iterator[Take]:
+    """What hears of examples as they are accepted: it has them spoken, where writing leaves the cores free."""
+    config = config_of(recipe)
+    if source is not None or (recipe.teacher.endpoint is None and not _writes_on_gpu()):
+        yield lambda examples: None
+        return
+    plan = partial(plan_views, rules=config.views, bank=bank, seed=recipe.seed)
+    with Ahead(plan, speak_now, VIEWS_PER_SHARD) as ahead:
+        yield ahead.take
+
+
+def _writes_on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _write(recipe: Recipe, folder: Path, servers: Servers, take: Take, judged: Sequence[Acceptance]) -> None:
+    for earlier in judged[:-1]:
+        take(earlier.examples)
     with closing(write_drafts_of(WHOLE, recipe, folder / "drafts.jsonl", servers)) as drafts:
-        judge(acceptance, drafts, "write instructions")
+        judge(judged[-1], drafts, "write instructions", take)
 
 
-def judge(acceptance: Acceptance, drafts: Iterable[Draft], label: str) -> None:
-    """Take candidates in index order until every split is full, or there are no more."""
+def judge(acceptance: Acceptance, drafts: Iterable[Draft], label: str, take: Take = lambda examples: None) -> None:
+    """Take candidates in index order until every split is full, or there are no more; `take` gets what is accepted."""
     if acceptance.is_full():
         return
     with progress(acceptance.wanted, label, unit="accepted") as advance:
@@ -195,6 +225,7 @@ def judge(acceptance: Acceptance, drafts: Iterable[Draft], label: str) -> None:
             before = len(acceptance.examples)
             acceptance.add(draft)
             advance(len(acceptance.examples) - before)
+            take(acceptance.examples[before:])
             if acceptance.is_full():
                 break
             if number > MOST_CANDIDATES_PER_ACCEPTED * acceptance.wanted:
@@ -280,13 +311,14 @@ def speak(
     servers: Servers,
     bank: VoiceBank,
     noises: Sequence[Path],
+    stop: threading.Event | None = None,
 ) -> int:
-    """Speak what is not committed yet; the number of views that have no clip."""
+    """Speak what is not committed yet; the number of views that have no clip. StoppedError once `stop` is set."""
     config = config_of(recipe)
     with _reading_back(recipe, folder, speech.around, bank) as read_back:
 
         def make(views: Sequence[View], split: str) -> Iterator[tuple[View, SpeakFailure | None]]:
-            return speak_shard(
+            made = speak_shard(
                 views,
                 speech.spoken,
                 _workers(config),
@@ -295,6 +327,7 @@ def speak(
                 remote=servers.speakers,
                 read_back=read_back,
             )
+            return made if stop is None else until(stop, made)
 
         return _speak(speech.jobs, make, folder, writer, servers)
 

@@ -142,11 +142,11 @@ def settle(recipe: Recipe, run: RunDir, written: Done) -> None:
     """
     data, of, ready = run.path("data"), len(written), ready_views(recipe)
 
-    def fill(acceptance: Acceptance) -> None:
+    def fill(judged: Sequence[Acceptance]) -> None:
         rows = [read_rows(own.path(TEXTS, "drafts.jsonl")) for _, own, _ in written]
-        synth.judge(acceptance, merged(rows), f"judge candidates of {of} shards")
-        if not acceptance.is_full():
-            raise _too_few(acceptance, written)
+        synth.judge(judged[-1], merged(rows), f"judge candidates of {of} shards")
+        if not judged[-1].is_full():
+            raise _too_few(judged[-1], written)
 
     with Servers(recipe, data) as servers:
         _take_topics(written[0][1].path(TEXTS), data)

@@ -172,6 +172,14 @@ def _spoken(
             yield job.id, SpeakFailure(job, clip.reason) if isinstance(clip, SpeakFailure) else clip
 
 
+def borrows_talkers(views: Sequence[View]) -> bool:
+    """Whether babble in a shard of these views would take talkers from beside it."""
+    return any(
+        needs_talkers(view.spec.channel) and sum(other.example_id != view.example_id for other in views) < TALKERS[1]
+        for view in views
+    )
+
+
 def _talkers(view: View, shard: Sequence[View], crowd: Sequence[View]) -> list[View]:
     """Three to seven views of other instructions, of other voices where there are some, drawn by key."""
     others = [other for other in shard if other.example_id != view.example_id]
