@@ -1,6 +1,6 @@
 """Seconds of one alignment update by arm and phase: SmolLM2-135M, 4 instructions x 4 views, at most 32 tokens.
 
-    python benchmarks/updates.py [--updates 3] [--arms sft kd rba-single rba-group] [--threads 2]
+    python benchmarks/updates.py [--updates 3] [--arms sft kd rba-single rba-group grpo opd] [--threads 2]
 
 Arms are interleaved, medians shown. The clips' audio positions are random (17 to 24 a view, as the CTC adapter makes
 of a spoken sentence) and stand in the cache, as they do after the first pass over the data.
@@ -75,7 +75,7 @@ def policy_and_items():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", default=["sft", "kd", "rba-single", "rba-group"])
+    parser.add_argument("--arms", nargs="+", default=["sft", "kd", "rba-single", "rba-group", "grpo", "opd"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

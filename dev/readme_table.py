@@ -1,7 +1,7 @@
-"""Write the tables of README.md from results/*.json and the connector's quality.json: no number there is typed by hand.
+"""Write README.md's tables and that of docs/objectives.md from results/ and the connector's quality.json, never by hand.
 
 python dev/readme_table.py            # rewrite
-python dev/readme_table.py --check    # exit 1 if README.md is not what it would write
+python dev/readme_table.py --check    # exit 1 if they are not what it would write
 """
 
 import json
@@ -125,6 +125,22 @@ def percent(value: dict | None) -> str:
     return "" if value is None else f"{value['wer']:.1f} ({value['ci'][0]:.1f} to {value['ci'][1]:.1f})"
 
 
+def costs(measured: dict) -> str:
+    """What one update of each arm takes (benchmarks/updates.py)."""
+    lines = [
+        "One update of 4 instructions x 4 voices, answers of 32 tokens, SmolLM2-135M with LoRA, clips heard before; "
+        f"{measured['machine']} (`{measured['command']}`, medians). Operations are those of the language model's "
+        "matrix products.",
+        "",
+        "| arm | operations, GFLOP | seconds | sampling | reference | loss and step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in measured["rows"]:
+        phases = [f"{row[name]:.1f}" if row.get(name) else "" for name in ("sample", "reference", "step")]
+        lines.append(f"| `{row['arm']}` | {row['gigaflop']:,.0f} | {row['total']:.1f} | {' | '.join(phases)} |")
+    return "\n".join(lines)
+
+
 def between(text: str, mark: str, content: str) -> str:
     """The text with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
     before, rest = text.split(f"<!-- {mark} -->")
@@ -133,7 +149,7 @@ def between(text: str, mark: str, content: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md between the marks, or check that it is current."""
+    """Rewrite README.md and docs/objectives.md between the marks, or check that they are current."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     mlp = ROOT / "results" / "hearing-mlp.json"
@@ -146,9 +162,13 @@ def main() -> None:
     wanted = between(
         wanted, "hearing", hearing(*facts, json.loads(mlp.read_text(encoding="utf-8")) if mlp.is_file() else None)
     )
+    page = ROOT / "docs" / "objectives.md"
+    measured = json.loads((ROOT / "results" / "benchmarks" / "updates.json").read_text(encoding="utf-8"))
+    told = between(before := page.read_text(encoding="utf-8"), "costs", costs(measured))
     if "--check" in sys.argv:
-        sys.exit(wanted != text and "README.md is not current: python dev/readme_table.py")
+        sys.exit((wanted, told) != (text, before) and "not current: python dev/readme_table.py")
     readme.write_text(wanted, encoding="utf-8")
+    page.write_text(told, encoding="utf-8")
 
 
 if __name__ == "__main__":
