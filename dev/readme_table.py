@@ -1,4 +1,4 @@
-"""Write README.md's tables and that of docs/objectives.md from results/ and the connector's quality.json, never by hand.
+"""Write the tables of README.md and docs/objectives.md from results/ and the connector's quality.json, never by hand.
 
 python dev/readme_table.py            # rewrite
 python dev/readme_table.py --check    # exit 1 if they are not what it would write
