@@ -182,12 +182,12 @@ class FusedSampler:
         """Run new positions (B, T, D) through all blocks, fill the cache, return the last normed state (B, D)."""
         batch, new, width = x.shape
         start, end = cache.filled, cache.filled + new
-        cos, sin = self.decoder.rotary_emb(x, positions)
+        rotary = _signed(*self.decoder.rotary_emb(x, positions))
         bias = self._attention_bias(cache, start, end)
         flat = x.reshape(batch * new, width)
         for index, layer in enumerate(self.layers):
             normed = F.rms_norm(flat, (width,), layer.norm_attention, self.epsilon)
-            attended = self._attend((normed @ layer.qkv).view(batch, new, -1), cache, index, (cos, sin), bias)
+            attended = self._attend((normed @ layer.qkv).view(batch, new, -1), cache, index, rotary, bias)
             flat = torch.addmm(flat, attended.reshape(batch * new, -1), layer.out)
             gate, up = (F.rms_norm(flat, (width,), layer.norm_mlp, self.epsilon) @ layer.gate_up).chunk(2, dim=-1)
             flat = torch.addmm(flat, F.silu(gate).mul_(up), layer.down)
@@ -196,38 +196,41 @@ class FusedSampler:
         return F.rms_norm(last, (width,), self.decoder.norm.weight, self.epsilon)
 
     def _attention_bias(self, cache: _Cache, start: int, end: int) -> Tensor:
-        """0 where a new position may look, -1e30 elsewhere: (B, 1, 1 or T, end). Finite, so that pads stay finite."""
+        """0 where a new position may look, -1e30 elsewhere: (BK, GT, end), G query heads to each of K. Finite, so that
+        pads stay finite."""
         allowed = cache.real[:, None, :end]
         if end - start > 1:
             causal = torch.arange(end) <= torch.arange(start, end)[:, None]
             allowed = allowed & causal
-        return torch.zeros(allowed.shape).masked_fill_(~allowed, -1e30)[:, None]
+        bias = torch.zeros(allowed.shape).masked_fill_(~allowed, -1e30)[:, None, None]
+        batch, group = len(allowed), self.heads // self.kv_heads
+        whole = bias.expand(batch, self.kv_heads, group, end - start, end)
+        return whole.reshape(batch * self.kv_heads, group * (end - start), end)
 
     def _attend(self, qkv: Tensor, cache: _Cache, index: int, rotary: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
         """Grouped-query attention without expanding the cache: (B, T, (H+2K)d) -> (B, T, Hd)."""
         batch, new, _ = qkv.shape
         heads, kv_heads, dim = self.heads, self.kv_heads, self.head_dim
-        q, k, v = torch.split(qkv, [heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
         end = cache.filled + new
         keys, values = cache.keys[index, :, :, :end], cache.values[index, :, :, :end]
-        keys[:, :, cache.filled :] = _rotate(k.view(batch, new, kv_heads, dim).transpose(1, 2), *rotary)
-        values[:, :, cache.filled :] = v.view(batch, new, kv_heads, dim).transpose(1, 2)
-        group = heads // kv_heads
-        q = _rotate(q.view(batch, new, heads, dim).transpose(1, 2), *rotary)
-        q = q.reshape(batch * kv_heads, group * new, dim) * dim**-0.5
-        scores = torch.bmm(q, keys.reshape(batch * kv_heads, end, dim).transpose(1, 2))
-        scores = scores.view(batch, kv_heads, group, new, end).add_(bias[:, :, None])
-        mixed = torch.bmm(
-            scores.softmax(dim=-1).view(batch * kv_heads, group * new, end), values.reshape(batch * kv_heads, end, dim)
-        )
+        states = qkv.view(batch, new, heads + 2 * kv_heads, dim).transpose(1, 2)
+        q, k = torch.split(_rotate(states[:, : heads + kv_heads], *rotary), [heads, kv_heads], dim=1)
+        keys[:, :, cache.filled :], values[:, :, cache.filled :] = k, states[:, heads + kv_heads :]
+        q = q.reshape(batch * kv_heads, heads // kv_heads * new, dim)
+        scores = torch.baddbmm(bias, q, keys.reshape(batch * kv_heads, end, dim).transpose(1, 2), alpha=dim**-0.5)
+        mixed = torch.bmm(scores.softmax(dim=-1), values.reshape(batch * kv_heads, end, dim))
         return mixed.view(batch, heads, new, dim).transpose(1, 2).reshape(batch, new, heads * dim)
 
 
+def _signed(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """cos, sin (B, T, d) as `_rotate` takes them: (B, 1, T, d), the sign of the turned first half in the sine."""
+    half = sin.shape[-1] // 2
+    return cos[:, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, None]
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: x (B, H, T, d) with cos, sin (B, T, d)."""
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos[:, None] + turned * sin[:, None]
+    """Rotary positions: x (B, H, T, d) with cos and the signed sine (B, 1, T, d)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _room(*projections: Any) -> Tensor:

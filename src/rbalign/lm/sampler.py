@@ -87,15 +87,19 @@ def draw(logits: Tensor, params: SamplingParams, digests: np.ndarray, position: 
     the nucleus exactly when the tokens likelier than it hold less than top-p together; else the row draws again.
     That is O(V) without a sort (a sort of 64 x 49,152 costs more than the rest of the step).
     """
-    log_normaliser = logits.logsumexp(dim=-1)
     if params.temperature == 0:
-        ids = logits.argmax(dim=-1)
-    else:
-        probs = (logits / _columns(params.temperature, digests, TEMPERATURE_AT)).softmax(dim=-1)
-        ids = _inverse_cdf(probs, uniforms(digests, position))
-        if params.top_p != 1:
-            _redraw_outside_nucleus(ids, probs, _columns(params.top_p, digests, TOP_P_AT), digests, position)
-    return ids, logits.gather(1, ids[:, None])[:, 0] - log_normaliser
+        return (ids := logits.argmax(dim=-1)), _untempered(logits, ids)
+    plain = params.temperature == 1
+    probs = (logits if plain else logits / _columns(params.temperature, digests, TEMPERATURE_AT)).softmax(dim=-1)
+    ids = _inverse_cdf(probs, uniforms(digests, position))
+    if params.top_p != 1:
+        _redraw_outside_nucleus(ids, probs, _columns(params.top_p, digests, TOP_P_AT), digests, position)
+    # Every pass over (64, 49152) logits costs about a hundredth of a step: at temperature 1 none is left to do.
+    return ids, probs.gather(1, ids[:, None])[:, 0].log() if plain else _untempered(logits, ids)
+
+
+def _untempered(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
 
 def own_levels(level: Level, digests: np.ndarray, position: int) -> np.ndarray:
