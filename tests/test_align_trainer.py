@@ -164,6 +164,26 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, arm, changes, killed_
     assert ids[0] == ids[1]
 
 
+@pytest.mark.parametrize("arm", ["sft", "rba-single"])
+def test_answers_to_the_same_clips_are_kept_as_training_goes_on(tmp_path, arm):
+    changes = {"updates": 6, "save_every": 2, "answers_every": 3, "args": {"learning_rate": 0.05}}
+    whole = trained(tmp_path / "whole", arm, **changes)
+    assert_same(whole, trained(tmp_path / "unseen", arm, **(changes | {"answers_every": 0})))  # nobody is disturbed
+    assert not (tmp_path / "unseen/answers.jsonl").stat().st_size
+    rows = list(read_rows(tmp_path / "whole/answers.jsonl"))
+    assert [row["update"] for row in rows] == [0] * 4 + [3] * 4 + [6] * 4
+    asked = {(row["example"], row["view"]) for row in rows}
+    assert len(asked) == 4
+    texts = [[row["text"] for row in rows if row["update"] == update] for update in (0, 3, 6)]
+    assert texts[0] != texts[2]
+    left = iter([True] * 4)
+    with pytest.raises(StopIteration):  # after five updates
+        trainer(tmp_path / "cut", arm, advance=lambda: next(left), **changes).fit()
+    again = trained(tmp_path / "cut", arm, **changes)  # goes on from 4: what was put down at 0 and 3 stays
+    assert len(again[1]) == 6
+    assert list(read_rows(tmp_path / "cut/answers.jsonl")) == rows
+
+
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
 def test_a_broken_checkpoint_is_passed_over_and_said(tmp_path, capfd, name):
     whole = trained(tmp_path / "whole", "sft")

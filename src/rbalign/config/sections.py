@@ -148,6 +148,7 @@ class AlignConfig(Section):
         "reward_model",
         "judge",
         "rollout",
+        "answers_every",
     )
 
     model: str | None = None
@@ -224,6 +225,8 @@ class AlignConfig(Section):
     """Which checkpoint of an arm is evaluated: the last, or the best on the validation split."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop an arm after so many checkpoints in a row without a better one on validation; 0 trains to the end."""
+    answers_every: Annotated[int, Field(ge=0)] = 0
+    """Updates between greedy answers to the same four validation clips, kept in answers.jsonl to be read; 0: none."""
     save_every: Positive = 10
     """Updates between checkpoints; a resume starts from the last."""
 

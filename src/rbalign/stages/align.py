@@ -1,6 +1,7 @@
 """`rba align`: each arm with each seed, from the same start, on the same views in the same order.
 
 arms/ARM-sSEED/metrics.jsonl, samples.jsonl   a row for each update, and for each of the policy's own samples
+arms/ARM-sSEED/answers.jsonl                  what it answers to the same few clips, every so many updates
 arms/ARM-sSEED/checkpoints/                   the Trainer's own, for going on after an interruption
 arms/ARM-sSEED/final/                         LoRA in peft's format, the audio adapter if it trained, arm.json
 """

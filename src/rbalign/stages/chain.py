@@ -19,7 +19,7 @@ from rbalign.stages.base import Plan, StageModule
 # Fields that change memory and time, never a result: a run may go on with other values.
 FREE_FIELDS = {
     "synth": {"batch_size", "workers"},
-    "align": {"micro_batch", "workers", "gradient_checkpointing"},
+    "align": {"micro_batch", "workers", "gradient_checkpointing", "answers_every"},
     "eval": {"batch_size", "workers"},
 }
 # Seconds of work on files that are there: done again whenever asked, so that a new version can draw an old run.

@@ -43,16 +43,20 @@ from rbalign.train.reference import Reference
 from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, stopped_early
 from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, sample_rows, score_groups
 from rbalign.train.served import RolloutServer
+from rbalign.train.shown import Shown
 
 TERM_NORMS_EVERY = 5
 """Updates between measurements of each term's own gradient norm, which cost one more backward pass."""
 EVAL_BATCH = 16
+JOURNALS = {"metrics": "update", "samples": "id", "validation": "update", "answers": "id"}
+"""Each with the field that names its rows."""
 
 
 class AlignTrainer(Trainer):  # type: ignore[misc]
     """Trains one arm with one seed. `fit()` starts or resumes it; killed and resumed equals uninterrupted.
 
-    Writes `metrics.jsonl` (a row for each update), `samples.jsonl`, `validation.jsonl` and `checkpoints/` in `folder`.
+    Writes `metrics.jsonl` (a row for each update), `samples.jsonl`, `validation.jsonl`, `answers.jsonl` and
+    `checkpoints/` in `folder`.
     """
 
     def __init__(
@@ -105,12 +109,13 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
         )
         self.remove_callback(PrinterCallback)
+        self.shown = Shown(policy, validation or items, config.sampling.max_new_tokens)
 
     def fit(self) -> None:
         """Train to the last update, from the newest complete checkpoint if there is one."""
         checkpoint = last_checkpoint(Path(self.args.output_dir), note)
         done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        paths = {name: self.folder / f"{name}.jsonl" for name in ("metrics", "samples", "validation")}
+        paths = {name: self.folder / f"{name}.jsonl" for name in JOURNALS}
         if self.is_world_process_zero():
             for path in paths.values():
                 cut_back(path, done)
@@ -125,9 +130,10 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 stack.callback(self.server.close)
             self.journals: dict[str, Journal] = {}
             if self.is_world_process_zero():
-                keys = {"samples": "id"}
                 for name, path in paths.items():
-                    self.journals[name] = stack.enter_context(Journal(path, key=keys.get(name, "update")))
+                    self.journals[name] = stack.enter_context(Journal(path, key=JOURNALS[name]))
+                if not checkpoint:
+                    self._show(0)
                 self._operations = sum(row["operations"] for row in self.journals["metrics"].rows())
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -168,6 +174,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             self.journals["samples"].append(self._samples)
             self.journals["metrics"].append([finite(row | {"operations_total": self._operations})])
         self._samples = []
+        self._show(row["update"])
         self.advance()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -198,6 +205,12 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             tensors = {name: value.detach().contiguous() for name, value in self.policy.trainable().items()}
             save_file(tensors, folder / "model.safetensors")
             self.reference.save(folder)
+
+    def _show(self, update: int) -> None:
+        """Put down what the policy answers now, if it is time to."""
+        every = self.config.answers_every
+        if self.journals and every and update % every == 0:
+            self.journals["answers"].append(list(self.shown.rows(update)))
 
     # One update
 
