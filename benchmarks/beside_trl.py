@@ -52,8 +52,9 @@ from rbalign.types import Split, View, ViewSpec
 
 MODEL = "smollm2-135m-instruct"
 SYSTEM = "Answer in one short spoken sentence."
-END = "<jupyter_script>"
-"""Reserved in SmolLM2's vocabulary and absent from chats: stands for the end of an answer."""
+END = "<filename>"
+"""Reserved in SmolLM2's vocabulary and absent from chats: stands for the end of an answer. Drawn once in 30 million
+tokens (mean probability 3.5e-8 over eight answers), so a run's 25,000 go without it 999 times in a thousand."""
 SAMPLES = {"grpo": 4, "rba-group": 2}
 """For each prompt. OnlineDPOTrainer knows no other number than two."""
 PASS_ROWS = 32
