@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rbalign.speechlm.ctc import ctc_loss, frames_needed, segments
+from rbalign.speechlm import ctc
+from rbalign.speechlm.ctc import ctc_loss, frames_needed, log_sum_exp_rows, segments
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -36,6 +37,20 @@ def test_value_and_gradient_equal_full_softmax() -> None:
     assert loss.total.item() == pytest.approx(expected.item(), abs=1e-4)  # the normaliser is kept in float32
     for got, want in zip(grads, expected_grads, strict=True):
         assert torch.allclose(got, want, atol=1e-5), (got - want).abs().max()
+
+
+@pytest.mark.parametrize("rows", [0, 3, 4, 8, 11])
+def test_chunks_that_share_a_buffer_give_what_one_product_gives(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctc, "CHUNK_ROWS", 4)
+    hidden, _, _, table, _ = problem()
+    states = hidden.detach().reshape(-1, 8)[:rows].requires_grad_()
+    values = log_sum_exp_rows(states, table)
+    expected = (states @ table.T).logsumexp(-1)
+    assert torch.allclose(values.double(), expected, atol=1e-6)
+    (got,), (want,) = (torch.autograd.grad(v.sum(), states) for v in (values, expected))
+    assert torch.allclose(got, want, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(log_sum_exp_rows(states, table), values)
 
 
 def test_gradient_does_not_depend_on_batch_mates() -> None:

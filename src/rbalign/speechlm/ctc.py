@@ -27,9 +27,11 @@ class _LogSumExpRows(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, table: Tensor) -> Tensor:
         sums = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if hidden.requires_grad or ctx.needs_input_grad[0] else None
+        # One buffer for all chunks: at 49,152 words each takes 50 MB, which malloc would map and clear anew.
+        buffer = hidden.new_empty(min(CHUNK_ROWS, len(hidden)), len(table))
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = hidden[rows] @ table.T
+            logits = torch.mm(hidden[rows], table.T, out=buffer[: len(hidden) - start])
             top = logits.amax(-1, keepdim=True)
             weights = logits.sub_(top).exp_()
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
