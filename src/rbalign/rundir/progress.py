@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
-_silent = False
+SECONDS_BETWEEN_COUNTS = 2.0
 
 
 class Advance(Protocol):
@@ -19,10 +19,16 @@ class Advance(Protocol):
         """Count n more."""
 
 
+Show = Callable[[int, str, int, str], AbstractContextManager[Advance]]
+"""(total, label, done, unit) -> how far a loop is, for as long as it runs."""
+_instead: Show | None = None
+"""Who is told instead of whoever sits at this process' stderr."""
+
+
 @contextmanager
 def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[Advance]:
     """Show how far a loop is. `done` were there before (a resume) and do not count for the speed."""
-    shown = _none if _silent else _bar if sys.stderr.isatty() else _lines
+    shown = _instead or (_bar if sys.stderr.isatty() else _lines)
     with shown(total, label, done, unit) as advance:
         yield advance
 
@@ -30,17 +36,47 @@ def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[
 @contextmanager
 def silent() -> Iterator[None]:
     """Show and note nothing in the block: of several processes that do the same, one tells."""
-    global _silent
-    before, _silent = _silent, True
+    with _shown_by(_none):
+        yield
+
+
+@contextmanager
+def counted(tell: Callable[[str, int, int], None], clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """In the block `tell(unit, done, total)` hears how far each loop is, every few seconds and at its end; nothing is
+    shown or noted: who reads what several processes tell shows it as one."""
+
+    @contextmanager
+    def show(total: int, label: str, done: int, unit: str) -> Iterator[Advance]:
+        last = clock()
+
+        def advance(n: int = 1) -> None:
+            nonlocal done, last
+            done += n
+            if clock() - last >= SECONDS_BETWEEN_COUNTS:
+                last = clock()
+                tell(unit, done, total)
+
+        tell(unit, done, total)
+        yield advance
+        tell(unit, done, total)
+
+    with _shown_by(show):
+        yield
+
+
+@contextmanager
+def _shown_by(show: Show) -> Iterator[None]:
+    global _instead
+    before, _instead = _instead, show
     try:
         yield
     finally:
-        _silent = before
+        _instead = before
 
 
 def note(line: str) -> None:
     """One line beside the progress, on stderr."""
-    if _silent:
+    if _instead is not None:
         return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
