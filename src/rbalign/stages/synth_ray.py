@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import signal
 import threading
 import time
@@ -23,8 +24,8 @@ from rbalign.config.recipe import Recipe
 from rbalign.errors import RbaError, RunError, ServiceError, UsageError
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.progress import counted, progress
-from rbalign.rundir.run import RunDir
-from rbalign.stages.synth_merge import TooFewTexts, merge, parts_in
+from rbalign.rundir.run import LockedError, RunDir
+from rbalign.stages.synth_merge import TooFewTextsError, merge, parts_in
 from rbalign.stages.synth_outside import config_of
 from rbalign.stages.synth_shards import (
     CLIPS,
@@ -43,6 +44,9 @@ Work = Callable[[Recipe, Path, Part, float | None], None]
 TRIES = 4
 """Of a shard whose actor dies, in each round: memory that is too small once is mostly too small for ever."""
 WATCH_SECONDS = 2.0
+LOCKED_SECONDS = 120.0
+"""How long an actor waits for a part that another one holds: what a machine that is gone has locked on a disk of others
+is free after a minute or two."""
 STORE_BYTES = 100_000_000
 """Of a cluster that is started here. Ray takes a third of the memory otherwise, for data that it does not carry."""
 MARK, STATE = ".round", ".state.json"
@@ -72,7 +76,7 @@ def synth_on_ray(
             crew.make(TEXTS, surplus)
             try:
                 merge(recipe, crew.runs)
-            except TooFewTexts as error:
+            except TooFewTextsError as error:
                 surplus = error.surplus
                 say(f"{error.problem}; all write on, with a surplus of {surplus:g}")
         crew.make(CLIPS)
@@ -165,7 +169,7 @@ class Crew:
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext
 
-        mark = f"{round_} {os.uname().nodename} {os.getpid()} {time.time_ns()}"
+        mark = f"{round_} {platform.node()} {os.getpid()} {time.time_ns()}"
         atomic_write(self.folder / MARK, mark)
         task = Task(self.recipe, self.runs, len(self.parts), surplus, Path.cwd(), mark, self.work)
         context = DataContext.get_current()
@@ -245,13 +249,23 @@ class ShardMaker:
         if state["tries"] > TRIES:
             raise RunError(
                 f"shard {part} lost {TRIES} actors, which mostly means that memory ran out",
-                "start again, it goes on where it stopped; with --synth.workers 2 half as many run at once",
+                "start again, it goes on where it stopped; with a larger --synth.workers fewer run at once",
             )
         atomic_write(place, json.dumps(state))
         with counted(tell):
-            task.work(task.recipe, task.runs, part, task.surplus)
+            self._work(part)
         for unit in COUNTED.values():  # of a part that was finished before nothing was counted
             tell(unit, 1, 1)
+
+    def _work(self, part: Part) -> None:
+        task, start = self.task, time.monotonic()
+        while True:
+            try:
+                return task.work(task.recipe, task.runs, part, task.surplus)
+            except LockedError:
+                if time.monotonic() - start > LOCKED_SECONDS:
+                    raise
+                time.sleep(1.0)
 
 
 def _check_shared(mark: Path, task: Task) -> None:
@@ -262,7 +276,7 @@ def _check_shared(mark: Path, task: Task) -> None:
         shared = False
     if not shared:
         raise RunError(
-            f"{os.uname().nodename} does not see {mark.parent} as the driver does, or not {task.here}",
+            f"{platform.node()} does not see {mark.parent} as the driver does, or not {task.here}",
             "start where all machines of the cluster see the same files, or give such a place with --runs DIR",
         )
 
