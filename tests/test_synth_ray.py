@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +29,8 @@ from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
 from rbalign.stages import synth_ray, synth_shards
-from rbalign.stages.synth_ray import ShardMaker, Task, cluster, parts_of, synth_on_ray
+from rbalign.stages.synth_merge import merge
+from rbalign.stages.synth_ray import Crew, ShardMaker, Task, cluster, parts_of, synth_on_ray
 from rbalign.stages.synth_shards import run_shard
 from rbalign.synth.parts import Part
 
@@ -98,10 +103,6 @@ def dies_in_the_middle(folder, patch, part):
     patch.setattr(stage, "speak_shard", speak_shard)
 
 
-def scarce(patch, part):
-    patch.setattr(synth_shards, "part_size", lambda wanted, of, surplus: int(0.5 * (1 + surplus) * wanted / of) + 1)
-
-
 def slow(patch, part):
     """Half a second a file of clips: long enough to be killed in between."""
     real = stage.speak_shard
@@ -110,10 +111,6 @@ def slow(patch, part):
 
 def refuses(recipe, runs, part, surplus):
     raise UsageError(f"shard {part} cannot", "mend it")
-
-
-def dies(recipe, runs, part, surplus):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # ---- the same dataset ------------------------------------------------------------------------------------------------
@@ -156,18 +153,20 @@ def test_a_worker_killed_in_the_middle_costs_no_example_and_doubles_none(tmp_pat
 @posix
 def test_a_driver_that_was_killed_is_started_again(tmp_path, fakes, two_workers):  # noqa: F811
     one = plain(SMALL, tmp_path)
-    address = two_workers.get_runtime_context().gcs_address
-    work = "partial(test_synth_ray.faked, watch=test_synth_ray.slow)"
+    for number in (1, 2):  # the texts by `--shard` and `--merge`: the engines go on where the other has stopped
+        run_shard(SMALL, tmp_path / "ray", Part(number, 2))
+    merge(SMALL, tmp_path / "ray")
+    fakes.clear()
     code = f"""
 import test_synth_ray
 from functools import partial
 from pathlib import Path
-test_synth_ray.synth_on_ray(test_synth_ray.SMALL, Path({str(tmp_path / "ray")!r}), work={work})
+work = partial(test_synth_ray.faked, watch=test_synth_ray.slow)
+test_synth_ray.synth_on_ray(test_synth_ray.SMALL, Path({str(tmp_path / "ray")!r}), work=work)
 """
-    path = os.pathsep.join([str(Path(__file__).parent)])
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": path}
-    )
+    address = two_workers.get_runtime_context().gcs_address
+    changes = {"RAY_ADDRESS": address, "PYTHONPATH": str(Path(__file__).parent)}
+    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | changes)
     deadline = time.monotonic() + 200
     while not list((tmp_path / "ray").glob("tiny/shards/*/clips/views/*.parquet")):
         assert driver.poll() is None
@@ -178,13 +177,24 @@ test_synth_ray.synth_on_ray(test_synth_ray.SMALL, Path({str(tmp_path / "ray")!r}
     assert not (tmp_path / "ray/tiny/data/manifest.json").exists()
     synth_on_ray(SMALL, tmp_path / "ray", work=faked)
     assert files_of(tmp_path / "ray/tiny/data") == one
+    assert not fakes
 
 
-def test_too_few_texts_are_written_on(tmp_path, fakes, two_workers):  # noqa: F811
+def test_too_few_texts_are_written_on(tmp_path, fakes, monkeypatch):  # noqa: F811
+    """What the driver does between rounds, whose parts are made here one after the other."""
     recipe = changed(RECIPE, batch_size=1)
     one = plain(recipe, tmp_path)
+
+    def make(crew, round_, surplus=None):
+        for part in crew.parts:
+            run_shard(crew.recipe, crew.runs, part, surplus)
+
+    scarce = lambda wanted, of, surplus: math.ceil(0.5 * (1 + surplus) * wanted / of)  # noqa: E731
+    monkeypatch.setattr(synth_shards, "part_size", scarce)
+    monkeypatch.setattr(synth_ray, "cluster", lambda: nullcontext([2]))
+    monkeypatch.setattr(Crew, "make", make)
     said = []
-    synth_on_ray(recipe, tmp_path / "ray", say=said.append, work=partial(faked, watch=scarce))
+    synth_on_ray(recipe, tmp_path / "ray", say=said.append)
     assert "2 shards brought" in said[1]
     assert "all write on, with a surplus of" in said[1]
     assert files_of(tmp_path / "ray/tiny/data") == one
@@ -194,47 +204,62 @@ def test_too_few_texts_are_written_on(tmp_path, fakes, two_workers):  # noqa: F8
 
 
 def test_an_error_of_a_shard_is_one_line_with_its_cure(tmp_path, two_workers):
-    with pytest.raises(UsageError, match=r"^shard \d/2 cannot → mend it$"):
-        synth_on_ray(SMALL, tmp_path, work=refuses)
+    with pytest.raises(UsageError, match=r"^shard 1/1 cannot → mend it$"):
+        synth_on_ray(SMALL, tmp_path, shards=1, work=refuses)
 
 
-@posix
-def test_a_shard_that_always_dies_ends_the_run(tmp_path, two_workers):
-    with pytest.raises(RunError, match=r"shard 1/1 lost 4 actors.*memory.*start again.*--synth.workers"):
-        synth_on_ray(SMALL, tmp_path, shards=1, work=dies)
-
-
-def test_more_cores_for_a_shard_than_a_machine_has_are_refused(tmp_path, two_workers):
+def test_more_cores_for_a_shard_than_a_machine_has_are_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"workers is 3, and the machines .* have 2 cores → give --synth.workers 1 to 2"
     ):
-        synth_on_ray(changed(SMALL, workers=3), tmp_path)
+        Crew.of(changed(SMALL, workers=3), tmp_path, None, [2, 2], refuses)
+    crew = Crew.of(changed(SMALL, workers=3), tmp_path, None, [2, 8, 3], refuses)
+    assert (crew.at_once, len(crew.parts), crew.cores) == (3, 3, 3)
+    assert Crew.of(SMALL, tmp_path, 2, [2, 8, 3], refuses).recipe.synth.workers == 1
 
 
-def test_a_machine_that_sees_other_files_makes_nothing(tmp_path):
-    task = Task(SMALL, tmp_path, 2, None, tmp_path, "texts of this start", refuses)
+def test_a_shard_whose_actors_all_die_ends_the_run(shared):
+    """Ray would start them for ever."""
+    place = shared.runs / "tiny/shards/1-of-2" / synth_ray.STATE
+    for tries in range(1, synth_ray.TRIES + 1):
+        assert b"cannot" in ShardMaker(shared)({"number": 1})["error"], "it is tried"
+        assert json.loads(place.read_text())["tries"] == tries
+    error = pickle.loads(ShardMaker(shared)({"number": 1})["error"])
+    assert re.search("shard 1/2 lost 4 actors.*memory.*start again.*--synth.workers", str(error))
+    assert b"cannot" in ShardMaker(shared)({"number": 2})["error"], "each shard has its tries"
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch):
+    """What an actor is told, in this process, where the driver's mark is seen."""
+    monkeypatch.chdir(tmp_path)
     mark = tmp_path / "tiny/shards" / synth_ray.MARK
-    for there in (None, "of another start"):
-        if there:
-            mark.parent.mkdir(parents=True)
-            mark.write_text(there)
-        error = pickle.loads(ShardMaker(task)({"number": 1})["error"])
+    mark.parent.mkdir(parents=True)
+    mark.write_text("this round")
+    return Task(SMALL, tmp_path, 2, None, tmp_path, "this round", refuses)
+
+
+def test_a_machine_that_sees_other_files_makes_nothing(shared, tmp_path):
+    mark = tmp_path / "tiny/shards" / synth_ray.MARK
+    for there in (True, False):
+        mark.write_text("of another start") if there else mark.unlink()
+        error = pickle.loads(ShardMaker(shared)({"number": 1})["error"])
         assert isinstance(error, RunError)
         assert "does not see" in str(error)
         assert "--runs DIR" in str(error)
-    assert [path.name for path in tmp_path.rglob("*")] == ["tiny", "shards", synth_ray.MARK]
+    assert [path.name for path in tmp_path.rglob("*")] == ["tiny", "shards"]
 
 
-def test_a_part_that_is_still_held_is_waited_for(tmp_path, monkeypatch):
+def test_a_part_that_is_still_held_is_waited_for(shared, tmp_path, monkeypatch):
     """What was killed may hold its lock a little longer than Ray thinks."""
-    task = Task(SMALL, tmp_path, 2, None, tmp_path, "mark", run_shard)
-    (tmp_path / "tiny/shards").mkdir(parents=True)
-    (tmp_path / "tiny/shards" / synth_ray.MARK).write_text("mark")
-    held = RunDir.open(tmp_path / "tiny/shards", SMALL.model_copy(update={"name": "1-of-2"}))
-    monkeypatch.setattr(synth_ray.time, "sleep", lambda seconds: held.close())
-    monkeypatch.chdir(tmp_path)
     put_fakes(monkeypatch)
-    assert ShardMaker(task)({"number": 1}) == {"error": b""}
+    held = RunDir.open(tmp_path / "tiny/shards", SMALL.model_copy(update={"name": "1-of-2"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(synth_ray, "LOCKED_SECONDS", 0.0)
+        error = pickle.loads(ShardMaker(replace(shared, work=run_shard))({"number": 1})["error"])
+        assert "1-of-2 is being written by process" in str(error)
+    monkeypatch.setattr(time, "sleep", lambda seconds: held.close())
+    assert ShardMaker(replace(shared, work=run_shard))({"number": 1}) == {"error": b""}
     assert list(read_rows(tmp_path / "tiny/shards/1-of-2/texts/drafts.jsonl"))
 
 

@@ -8,6 +8,7 @@ on where its journals end, and the dataset is that of the local engine, whatever
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import platform
@@ -172,6 +173,9 @@ class Crew:
         mark = f"{round_} {platform.node()} {os.getpid()} {time.time_ns()}"
         atomic_write(self.folder / MARK, mark)
         task = Task(self.recipe, self.runs, len(self.parts), surplus, Path.cwd(), mark, self.work)
+        for handler in logging.getLogger("ray.data").handlers:
+            if handler.name == "console":  # what ends the run is raised; Ray's files in /tmp/ray keep the rest
+                handler.setLevel(logging.CRITICAL)
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.target_max_block_size = 1_000_000  # what Ray keeps room for of each result, which is a line
