@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from shard_actors import SMALL, dies_in_the_middle, faked, meet, refuses
 from test_synth import RECIPE, fakes, put_fakes  # noqa: F401
 from test_synth_shards import changed, files_of, plain, posix, small_shards  # noqa: F401
 
@@ -27,14 +28,11 @@ from rbalign.errors import RunError, ServiceError, UsageError
 from rbalign.rundir import progress as progress_module
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
-from rbalign.stages import synth as stage
 from rbalign.stages import synth_ray, synth_shards
 from rbalign.stages.synth_merge import merge
 from rbalign.stages.synth_ray import Crew, ShardMaker, Task, cluster, parts_of, synth_on_ray
 from rbalign.stages.synth_shards import run_shard
 from rbalign.synth.parts import Part
-
-SMALL = changed(RECIPE, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,71 +44,12 @@ def two_workers():
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr(os, "cpu_count", lambda: 2)
+        stop = signal.getsignal(signal.SIGTERM)
         with cluster() as cores:
             assert cores == [2]
+            assert signal.getsignal(signal.SIGTERM) is stop, "rba stops by its own handler"
             yield ray
-
-
-# ---- what actors do: run_shard over the tests' fakes -----------------------------------------------------------------
-
-
-def faked(recipe, runs, part, surplus, log=None, watch=lambda patch, part: None):
-    """In an actor. `log` gets a line for every clip that is made; `watch` may put more in place."""
-    with pytest.MonkeyPatch.context() as patch:
-        put_fakes(patch)
-        patch.setattr(stage, "VIEWS_PER_SHARD", 6)
-        watch(patch, part)
-        real = stage.speak_shard
-
-        def speak_and_tell(views, *rest, **more):
-            for view, failure in real(views, *rest, **more):
-                if log is not None:
-                    with log.open("a") as file:
-                        file.write(f"{os.getpid()} {view.id}\n")
-                yield view, failure
-
-        patch.setattr(stage, "speak_shard", speak_and_tell)
-        run_shard(recipe, runs, part, surplus)
-
-
-def kill_once(mark):
-    """SIGKILL for this process, unless one has died here before."""
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_in_the_middle(folder, patch, part):
-    """The first part's actor is killed at its third chunk of texts, and at the second clip of its second file."""
-    if part.number != 1:
-        return
-    write, speak, files = stage.write_many, stage.speak_shard, []
-
-    def write_many(*given):
-        for number, drafts in enumerate(write(*given)):
-            if number == 2:
-                kill_once(folder / "killed writing")
-            yield drafts
-
-    def speak_shard(*given, **more):
-        files.append(1)
-        for number, spoken in enumerate(speak(*given, **more)):
-            if (len(files), number) == (2, 1):
-                kill_once(folder / "killed speaking")
-            yield spoken
-
-    patch.setattr(stage, "write_many", write_many)
-    patch.setattr(stage, "speak_shard", speak_shard)
-
-
-def slow(patch, part):
-    """Half a second a file of clips: long enough to be killed in between."""
-    real = stage.speak_shard
-    patch.setattr(stage, "speak_shard", lambda *given, **more: time.sleep(0.5) or real(*given, **more))
-
-
-def refuses(recipe, runs, part, surplus):
-    raise UsageError(f"shard {part} cannot", "mend it")
+        assert not ray.is_initialized()
 
 
 # ---- the same dataset ------------------------------------------------------------------------------------------------
@@ -120,7 +59,7 @@ def test_two_workers_make_the_dataset_of_the_local_engine(tmp_path, fakes, two_w
     one = plain(SMALL, tmp_path)
     fakes.clear()
     log, said = tmp_path / "made", []
-    synth_on_ray(SMALL, tmp_path / "ray", say=said.append, work=partial(faked, log=log))
+    synth_on_ray(SMALL, tmp_path / "ray", say=said.append, work=partial(faked, log=log, watch=partial(meet, tmp_path)))
     assert files_of(tmp_path / "ray/tiny/data") == one
     assert RunDir.look(tmp_path / "ray", SMALL).outputs("synth") == RunDir.look(tmp_path / "plain", SMALL).outputs(
         "synth"
@@ -129,7 +68,7 @@ def test_two_workers_make_the_dataset_of_the_local_engine(tmp_path, fakes, two_w
     made = [line.split() for line in log.read_text().splitlines()]
     assert len(made) == len({view for _, view in made}) == 17 * 4
     assert not fakes, "the actors speak, not the driver"
-    assert len({process for process, _ in made}) == 2
+    assert {path.read_text() for path in tmp_path.glob("met *")} == {".."}, "two at once, in both rounds"
     synth_on_ray(SMALL, tmp_path / "ray", say=said.append, work=refuses)
     assert said[-1] == "synth: finished before, skipped"
 
@@ -158,11 +97,11 @@ def test_a_driver_that_was_killed_is_started_again(tmp_path, fakes, two_workers)
     merge(SMALL, tmp_path / "ray")
     fakes.clear()
     code = f"""
-import test_synth_ray
 from functools import partial
 from pathlib import Path
-work = partial(test_synth_ray.faked, watch=test_synth_ray.slow)
-test_synth_ray.synth_on_ray(test_synth_ray.SMALL, Path({str(tmp_path / "ray")!r}), work=work)
+from rbalign.stages.synth_ray import synth_on_ray
+from shard_actors import SMALL, faked, slow
+synth_on_ray(SMALL, Path({str(tmp_path / "ray")!r}), work=partial(faked, watch=slow))
 """
     address = two_workers.get_runtime_context().gcs_address
     changes = {"RAY_ADDRESS": address, "PYTHONPATH": str(Path(__file__).parent)}
@@ -216,6 +155,15 @@ def test_more_cores_for_a_shard_than_a_machine_has_are_refused(tmp_path):
     crew = Crew.of(changed(SMALL, workers=3), tmp_path, None, [2, 8, 3], refuses)
     assert (crew.at_once, len(crew.parts), crew.cores) == (3, 3, 3)
     assert Crew.of(SMALL, tmp_path, 2, [2, 8, 3], refuses).recipe.synth.workers == 1
+
+
+def test_an_actor_works_where_the_driver_does(shared, tmp_path, monkeypatch):
+    """A recipe may name its files relative to there."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    seen = []
+    assert ShardMaker(replace(shared, work=lambda *given: seen.append(Path.cwd())))({"number": 1}) == {"error": b""}
+    assert seen == [tmp_path]
 
 
 def test_a_shard_whose_actors_all_die_ends_the_run(shared):
