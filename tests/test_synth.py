@@ -249,7 +249,11 @@ def test_test_only_voices_are_refused(tmp_path):
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """The stage with a fake teacher in this process and clips that are tones; `spoken` counts clips made."""
+    """The stage with a fake teacher in this process and clips that are tones; the ids of clips made."""
+    return put_fakes(monkeypatch)
+
+
+def put_fakes(monkeypatch):
     spoken = []
 
     def write_many(teacher, config, seed, chunks, workers):

@@ -34,7 +34,7 @@ SingleFile = Annotated[
 ]
 WIDER = ("synth", "eval", "report")
 """Verbs with options of their own: cli/sharing.py, cli/evaluating.py, and report below."""
-SHARING = ("--shard", "--merge", "--surplus")
+SHARING = ("--shard", "--merge", "--surplus", "--engine", "--shards")
 SINGLE_FILE = ("--report.single_file", "8")
 """What --single-file stands for: samples of each task, with four clips about 3 MB together."""
 

@@ -1,4 +1,4 @@
-"""`rba synth`: the whole stage, or one of N shares of it and their merge."""
+"""`rba synth`: the whole stage, here or on a Ray cluster, or one of N shares of it and their merge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rbalign.cli.pipeline import STAGES, DryRun, Fork, Recipe, Runs, execute, recipe_verb, split_words
-from rbalign.errors import UsageError
+from rbalign.errors import UsageError, unknown
+from rbalign.synth.parts import MOST_PARTS
 
 Shard = Annotated[
     str | None,
@@ -22,6 +23,22 @@ Surplus = Annotated[
     float | None,
     typer.Option(
         "--surplus", min=0.0, help="Of a shard: accepted texts beside its own, as a share; 0.05 if not given."
+    ),
+]
+
+ENGINES = ("local", "ray")
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="local|ray",
+        help="ray: by the cluster of RAY_ADDRESS, or one started here; its machines see DIR as the same files.",
+    ),
+]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        "--shards", metavar="N", min=1, max=MOST_PARTS, help="With --engine ray: shares; one a core if not given."
     ),
 ]
 
@@ -38,10 +55,22 @@ def register(app: typer.Typer) -> None:
         shard: Shard = None,
         surplus: Surplus = None,
         merge: Merge = False,
+        engine: Engine = "local",
+        shards: Shards = None,
         dry_run: DryRun = False,
     ) -> None:
         name, overrides = split_words([recipe, *ctx.args])
-        if shard is None and surplus is None and not merge:
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES)
+        if engine == "ray":
+            if shard is not None or surplus is not None or merge:
+                raise UsageError(
+                    "--engine ray makes and merges the shards itself", "leave --shard, --surplus and --merge out"
+                )
+            on_ray(name, overrides, runs, fork, dry_run, shards)
+        elif shards is not None:
+            raise UsageError(f"--shards {shards} is for --engine ray", "add that, or make each with --shard I/N")
+        elif shard is None and surplus is None and not merge:
             execute(name, overrides, runs, fork, dry_run, "synth")
         else:
             share(name, overrides, runs, fork, dry_run, shard, surplus, merge)
@@ -67,8 +96,7 @@ def share(
 
     if merge == (shard is not None) or (merge and surplus is not None):
         raise UsageError("--merge, --shard I/N and --surplus do not go together", "give --merge, or --shard I/N")
-    if fork is not None:
-        raise UsageError("--fork has no shards", "give the recipe another name instead")
+    _refuse_fork(fork)
     part = None if shard is None else Part.parse(shard)
     loaded = load_recipe(recipe, overrides)
     look = RunDir.look(runs, loaded)
@@ -80,3 +108,26 @@ def share(
         synth_merge.merge(loaded, runs, typer.echo)
     else:
         synth_shards.run_shard(loaded, runs, part, surplus, typer.echo)
+
+
+def on_ray(
+    recipe: str, overrides: Sequence[str], runs: Path, fork: str | None, dry_run: bool, shards: int | None
+) -> None:
+    """All of synth by actors of a Ray cluster: show the plan, then work."""
+    from rbalign.cli import show
+    from rbalign.config.load import load_recipe
+    from rbalign.rundir.run import RunDir
+    from rbalign.stages.chain import chain
+    from rbalign.stages.synth_ray import synth_on_ray
+
+    _refuse_fork(fork)
+    loaded = load_recipe(recipe, overrides)
+    look = RunDir.look(runs, loaded)
+    show.plan(chain(loaded, look, "synth", dry_run=True), look.folder)
+    if not dry_run:
+        synth_on_ray(loaded, runs, shards, typer.echo)
+
+
+def _refuse_fork(fork: str | None) -> None:
+    if fork is not None:
+        raise UsageError("--fork has no shards", "give the recipe another name instead")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 10.0
-_silent = ContextVar("silent", default=False)
-"""Of each thread its own: one that works beside another is silent alone."""
+SECONDS_BETWEEN_COUNTS = 2.0
 
 
 class Advance(Protocol):
@@ -21,10 +20,16 @@ class Advance(Protocol):
         """Count n more."""
 
 
+Show = Callable[[int, str, int, str], AbstractContextManager[Advance]]
+"""(total, label, done, unit) -> how far a loop is, for as long as it runs."""
+_instead: ContextVar[Show | None] = ContextVar("instead", default=None)
+"""Who is told instead of whoever sits at this process' stderr; of each thread its own."""
+
+
 @contextmanager
 def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[Advance]:
     """Show how far a loop is. `done` were there before (a resume) and do not count for the speed."""
-    shown = _none if _silent.get() else _bar if sys.stderr.isatty() else _lines
+    shown = _instead.get() or (_bar if sys.stderr.isatty() else _lines)
     with shown(total, label, done, unit) as advance:
         yield advance
 
@@ -32,16 +37,46 @@ def progress(total: int, label: str, done: int = 0, unit: str = "") -> Iterator[
 @contextmanager
 def silent() -> Iterator[None]:
     """Show and note nothing in the block: of several processes that do the same, one tells."""
-    before = _silent.set(True)
+    with _shown_by(_none):
+        yield
+
+
+@contextmanager
+def counted(tell: Callable[[str, int, int], None], clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """In the block `tell(unit, done, total)` hears how far each loop is, every few seconds and at its end; nothing is
+    shown or noted: who reads what several processes tell shows it as one."""
+
+    @contextmanager
+    def show(total: int, label: str, done: int, unit: str) -> Iterator[Advance]:
+        last = clock()
+
+        def advance(n: int = 1) -> None:
+            nonlocal done, last
+            done += n
+            if clock() - last >= SECONDS_BETWEEN_COUNTS:
+                last = clock()
+                tell(unit, done, total)
+
+        tell(unit, done, total)
+        yield advance
+        tell(unit, done, total)
+
+    with _shown_by(show):
+        yield
+
+
+@contextmanager
+def _shown_by(show: Show) -> Iterator[None]:
+    before = _instead.set(show)
     try:
         yield
     finally:
-        _silent.reset(before)
+        _instead.reset(before)
 
 
 def note(line: str) -> None:
     """One line beside the progress, on stderr."""
-    if _silent.get():
+    if _instead.get() is not None:
         return
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()

@@ -29,6 +29,10 @@ from rbalign.rundir.files import atomic_write, link_or_copy, stable_hash
 STAGE_FILES = {"synth": ("data",), "align": ("arms",), "eval": ("eval", "results.json")}
 
 
+class LockedError(RunError):
+    """Another process writes there."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageHandle:
     """One stage of a run, or a part of one ("align/sft-s0"), with the settings it is keyed by."""
@@ -242,7 +246,7 @@ def _named(root: Path, recipe: Recipe, fork: str | None) -> tuple[Recipe, str | 
 def lock_folder(folder: Path, otherwise: str | None) -> Any:
     """The writer's lock of a folder, which is made; the kernel drops it when the process ends, however it ends.
 
-    RunError if another process has it; `otherwise` is what else one may do than wait.
+    LockedError if another process has it; `otherwise` is what else one may do than wait.
     """
     from filelock import FileLock, Timeout
 
@@ -253,7 +257,7 @@ def lock_folder(folder: Path, otherwise: str | None) -> Any:
     except Timeout:
         pid = writer.read_text() if writer.exists() else "unknown"
         cure = f"wait for it, stop it (kill {pid})" + (f", or {otherwise}" if otherwise else "")
-        raise RunError(f"{folder.name} is being written by process {pid}", cure) from None
+        raise LockedError(f"{folder.name} is being written by process {pid}", cure) from None
     except OSError as error:
         raise RunError(f"cannot write in {folder}: {error.strerror}", "choose another place") from error
     writer.write_text(str(os.getpid()))

@@ -54,11 +54,18 @@ Done = Sequence[tuple[Part, RunDir, StageHandle]]
 """A pass of every part: finished, unless something else is said."""
 
 
+class TooFewTextsError(RunError):
+    """All parts together brought too few."""
+
+    surplus: float
+    """What each must bring beside its own, as a share."""
+
+
 def merge(recipe: Recipe, runs: Path, say: Say = lambda line: None) -> None:
     """Merge what is next: the texts of all shards, then their clips; `say` hears what to do then.
 
-    Raises RunError naming the shards that are missing, unfinished or of another recipe, DataError for a file of one
-    that is not as it was written.
+    Raises RunError naming the shards that are missing, unfinished or of another recipe, TooFewTextsError if they must
+    write on, DataError for a file of one that is not as it was written.
     """
     with RunDir.open(runs, recipe) as run:
         handle = whole_stage(run, recipe)
@@ -138,7 +145,7 @@ def finished(folder: Path, recipe: Recipe, parts: Sequence[Part], name: str, tex
 def settle(recipe: Recipe, run: RunDir, written: Done) -> None:
     """Judge the candidates of all parts in index order, and write what is accepted as a dataset without clips.
 
-    Raises RunError if there are too few, with the surplus that will do.
+    Raises TooFewTextsError with the surplus that will do.
     """
     data, of, ready = run.path("data"), len(written), ready_views(recipe)
 
@@ -248,13 +255,15 @@ def _sizes(texts: Dataset) -> str:
     return ", ".join(f"{split} {table['examples']:,}" for split, table in texts.manifest["splits"].items())
 
 
-def _too_few(acceptance: Acceptance, written: Done) -> RunError:
+def _too_few(acceptance: Acceptance, written: Done) -> TooFewTextsError:
     """What each part must bring more: in proportion to what was found, and a twentieth for the near-duplicates."""
     found, of = len(acceptance.examples), len(written)
     before = min(float(handle.outputs["surplus"]) for *_, handle in written)
     more = math.ceil(100 * ((1.0 + before) * 1.05 * acceptance.wanted / max(found, 1) - 1.0)) / 100
     causes = dict(acceptance.causes.most_common(3))
-    return RunError(
+    error = TooFewTextsError(
         f"{of} shards brought {found:,} of {acceptance.wanted:,} examples (dropped: {causes}); none is lost",
         f"let each write on with `rba synth RECIPE --shard I/{of} --surplus {more:g}`, then merge again",
     )
+    error.surplus = more
+    return error

@@ -66,7 +66,7 @@ def run_shard(
     if whole_stage(run, recipe, begin=False).done:
         say("synth: finished before, skipped")
         return
-    _refuse_recordings(recipe)
+    refuse_recordings(recipe)
     folder = run.path(SHARDS)
     texts = merged_texts(folder, recipe, part)
     with RunDir.open(folder, _named(recipe, part), forkable=False) as own:
@@ -87,7 +87,7 @@ def plan_shard(recipe: Recipe, run: RunDir, part: Part, surplus: float | None = 
     """What is next of a part, from the recipe alone."""
     if whole_stage(run, recipe, begin=False).done:
         return Plan()
-    _refuse_recordings(recipe)
+    refuse_recordings(recipe)
     texts = merged_texts(run.path(SHARDS), recipe, part)
     own = look_at_shard(run.path(SHARDS), recipe, part)
     write, *others = plan_of(recipe, config_of(recipe)).rows
@@ -242,7 +242,8 @@ def _named(recipe: Recipe, part: Part) -> Recipe:
     return recipe.model_copy(update={"name": part.name})
 
 
-def _refuse_recordings(recipe: Recipe) -> None:
+def refuse_recordings(recipe: Recipe) -> None:
+    """UsageError if the recipe's clips are recordings."""
     if config_of(recipe).recordings is not None:
         raise UsageError(
             "recordings are taken over and not spoken, which needs no shards", "run `rba synth RECIPE` as it is"
