@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+import torch
+from aligning import tiny_policy as policy_with_lora
 from benchdata import CLOSED, CREATIVE, ifeval_row, parquet, write_lines
 from families import SYSTEM, family_model
 from loopback import Loopback, chat, clip, status
@@ -32,7 +34,7 @@ from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.speechlm.whole import open_whole, save_whole
 from rbalign.stages import evaluation, subjects
 from rbalign.stages.evaluation import ModelEvaluation, prepare
-from rbalign.stages.exams import Settings, Wanted, exam_of
+from rbalign.stages.exams import REFERENCES, Settings, Wanted, exam_of
 from rbalign.stages.subjects import Subject, subject_named
 from rbalign.types import Example, View, ViewSpec
 
@@ -295,15 +297,39 @@ def test_a_limited_score_says_so(tmp_path):
 
 def test_references_read_what_was_said_or_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "whisper", lambda: lambda views: [f"heard {view.id}" for view in views])
-    settings = Settings(SHORT, workers=1, references=("text", "cascade", "self-cascade"))
+    settings = Settings(SHORT, workers=1, references=REFERENCES)
     local(tmp_path, "disfluency", dataset(tmp_path / "set", 2), settings).run()
     folder = tmp_path / "out" / "disfluency"
     rows = {p.name.partition(".")[0]: [json.loads(x) for x in p.open()] for p in folder.glob("*.answers.jsonl")}
-    assert set(rows) == {"tiny", "text", "cascade", "self-cascade"}
-    assert {row["prompt"] for row in rows["text"]} == set(TEXTS[:2])
+    assert set(rows) == {"tiny", "text", "own-reading", "cascade", "self-cascade"}
+    assert {row["prompt"] for row in rows["text"]} == {row["prompt"] for row in rows["own-reading"]} == set(TEXTS[:2])
     assert {row["heard"] for row in rows["cascade"]} == {f"heard e{i}/{v}" for i in range(2) for v in range(2)}
     assert {row["prompt"] for row in rows["tiny"]} == {f"<e{i}/{v}>" for i in range(2) for v in range(2)}
     assert read_scored(folder / "cascade.json")["answered"]["by"] == "cascade: the same text LLM, untouched"
+    assert read_scored(folder / "own-reading.json")["answered"]["by"] == "own-reading: a tiny model"
+
+
+def test_own_reading_is_by_the_arm_and_text_by_the_untouched_model(tmp_path):
+    """What an arm forgot in reading: its LoRA is on in one and off in the other."""
+
+    def policy():
+        arm = policy_with_lora()
+        torch.manual_seed(0)
+        for name, weight in arm.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.5)
+        return arm
+
+    for base, same in ((False, False), (True, True)):
+        subject = Subject("tiny", "an arm", f"{base}", None, policy, base=base)
+        settings = Settings(SHORT, workers=1, references=("text", "own-reading"))
+        out = tmp_path / str(base)
+        local(out, "disfluency", dataset(out / "set", 2), settings, subject).run()
+        found = [
+            [json.loads(line)["response"] for line in (out / "out" / "disfluency" / f"{name}.jsonl").open()]
+            for name in ("text", "own-reading")
+        ]
+        assert (found[0] == found[1]) is same
 
 
 def test_a_comparison_takes_the_text_reference_or_waits(tmp_path, capsys):

@@ -55,7 +55,7 @@ Data = Annotated[
 ]
 References = Annotated[
     str | None,
-    _option("--references", metavar="R1,R2", text="Also text (it reads), cascade (Whisper first), self-cascade."),
+    _option("--references", metavar="R1,R2", text="Also text, own-reading, cascade (Whisper first), self-cascade."),
 ]
 Judge = Annotated[str | None, _option("--judge", metavar="JUDGE.toml", text="As `rba score --judge`.")]
 Voice = Annotated[

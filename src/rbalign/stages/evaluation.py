@@ -5,8 +5,9 @@ OUTPUT/TASK/NAME.KEY.answers.jsonl  answers (append-only), a row each; KEY names
 OUTPUT/TASK/NAME.jsonl              the same as predictions: `rba score --task` takes them
 OUTPUT/TASK/NAME.json, NAME.md      scores
 
-NAME is the model's, or a reference's: text, cascade, self-cascade; with a voice also NAME-spoken. Starting again goes
-on: what a journal holds is not asked again, whatever the limit was. Changed settings or data have another journal.
+NAME is the model's, or a reference's: text, own-reading, cascade, self-cascade; with a voice also NAME-spoken. Starting
+again goes on: what a journal holds is not asked again, whatever the limit was. Changed settings or data have another
+journal.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class LocalAnswering:
         match work.source:
             case "text":
                 return answerers.TextAnswerer(**common, base=True)
+            case "own-reading":
+                return answerers.TextAnswerer(**common, base=self.subject.base)
             case "cascade":
                 return answerers.TextAnswerer(**common, base=True, transcribe=whisper())
             case "self-cascade":
@@ -98,6 +101,8 @@ class ModelEvaluation:
         self.names = {self.subject.name: "speech", **{name: name for name in self.settings.references}}
         if self.subject.endpoint is not None and "self-cascade" in self.settings.references:
             raise UsageError("a server does not say what it heard", "leave self-cascade out of --references")
+        if self.subject.endpoint is not None and "own-reading" in self.settings.references:
+            raise UsageError("a server is one model, heard or read", "give --references text for its own reading")
         if self.settings.voice is not None:
             check_voice(self.settings.voice)
         self._refuse_another_model()
@@ -286,7 +291,8 @@ class ModelEvaluation:
 
     def _described(self, exam: Exam, name: str) -> dict[str, Any]:
         """How these answers came about, for the scores."""
-        who = self.subject.what if name == self.subject.name else f"{name}: {self.subject.text_reference}"
+        reader = self.subject.what if name == "own-reading" else self.subject.text_reference
+        who = self.subject.what if name == self.subject.name else f"{name}: {reader}"
         return {"by": who, "digest": self.subject.digest, "system": self.subject.system, **self._asked(exam)}
 
     def _write_summary(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from rbalign.eval.tasks.smoke import smoke_set
 from rbalign.stages import smoke
 from rbalign.types import Split
 
-Reference = Literal["text", "cascade", "self-cascade"]
-REFERENCES: tuple[Reference, ...] = ("text", "cascade", "self-cascade")
+Reference = Literal["text", "own-reading", "cascade", "self-cascade"]
+REFERENCES: tuple[Reference, ...] = ("text", "own-reading", "cascade", "self-cascade")
 GREEDY = Sampling(temperature=0.0, max_new_tokens=128)
 
 

@@ -212,4 +212,4 @@ def _of_server(endpoint: SpeechEndpoint, system: str | None) -> Subject:
 def _file_name(name: str) -> str:
     """What may stand in a file's name on every system; never one of the references' own."""
     plain = re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip(".-")[:64] or "model"
-    return f"model-{plain}" if plain in ("text", "cascade", "self-cascade") else plain
+    return f"model-{plain}" if plain in ("text", "own-reading", "cascade", "self-cascade") else plain
