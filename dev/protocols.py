@@ -39,7 +39,7 @@ says below what its ids are. An unknown, repeated or broken line stops everythin
 by `rba eval --model` alone. `--data hf:` fetches the named files of the hub dataset at that revision into the hub's
 cache, the clips in them, too (Spoken-Alpaca: 13.7 GB); `hf:OWNER/NAME@REVISION` names another. A name such as main
 moves: what was scored is named by the content hash beside every figure.
-Nothing of these sets comes with rba, the five smoke sets apart; their licences are theirs.
+Nothing of these sets comes with rba, the smoke sets apart; their licences are theirs.
 
 **Denominators.** Missing, failed and unreadable items stay in; how many there are stands beside every result. What
 cannot be scored at all (no accepted answer, no judge) is left open and counted: unscored is not zero.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +19,13 @@ CREATIVE = [
     ("keywords:existence", {"keywords": ["sea"]}, "The sea.", "The lake."),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "one two three", "one two"),
 ]
+
+
+class FirstLetter:
+    """An embedder with an axis for each letter or digit that a text begins with."""
+
+    def embed(self, texts):
+        return np.eye(128, dtype=np.float32)[[ord(text[0].lower()) for text in texts]]
 
 
 def write_lines(path, rows):

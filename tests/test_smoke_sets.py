@@ -9,13 +9,14 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from benchdata import predictions
+from benchdata import FirstLetter, predictions
 
 from rbalign.cli.main import run_command
 from rbalign.config.sections import Sampling
 from rbalign.data.signatures import Signatures
 from rbalign.errors import UsageError
 from rbalign.eval.collect import Answered
+from rbalign.eval.tasks import measure
 from rbalign.eval.tasks.items import load
 from rbalign.eval.tasks.registry import task_named, tasks, tasks_named
 from rbalign.eval.tasks.scored import read_scored
@@ -34,7 +35,7 @@ from rbalign.text.speakable import speakability
 from rbalign.types import Split
 from rbalign.voices.bank import load_bank
 
-SETS = ("qa", "disfluency", "open", "instructions")
+SETS = ("qa", "disfluency", "open", "instructions", "translation")
 SMOKE = [task.name for task in tasks().values() if task.smoke]
 
 
@@ -68,9 +69,9 @@ def test_a_set_is_large_enough_for_a_table():
     assert min(sizes.values()) >= 200, sizes
 
 
-def test_smoke_is_the_name_of_all_five():
+def test_smoke_is_the_name_of_all_eight():
     assert [task.name for task in tasks_named(["smoke", "smoke-qa"])] == SMOKE
-    assert len(SMOKE) == 5
+    assert len(SMOKE) == 8
     assert all("not comparable" in tasks()[name].title for name in SMOKE)
 
 
@@ -277,6 +278,7 @@ class Knows:
 
 def test_smoke_from_speaking_to_scores(tmp_path, spoken, monkeypatch):
     monkeypatch.setattr(evaluation.LocalAnswering, "_new", lambda self, work: Knows())
+    monkeypatch.setattr(measure, "build_embedder", lambda name: FirstLetter())
     subject = Subject("knows", "a fake", "0", None, lambda: None)
     monkeypatch.setattr(evaluation, "subject_named", lambda *_: subject)
     settings = Settings(Sampling(temperature=0.0, max_new_tokens=4), limit=3, workers=1)
@@ -288,7 +290,7 @@ def test_smoke_from_speaking_to_scores(tmp_path, spoken, monkeypatch):
     assert counted["smoke-views", "voices"] == ["3", "25", "", "", "25"]
     assert counted["smoke-views", "knows"] == ["3", "15", "0", "0", "15"]
     found.run()
-    assert len(spoken) == 5 + 5 + 5 * 3 + 5 * 2
+    assert len(spoken) == 5 + 5 + 5 * 3 + 5 * 2 + 5 * 4 + 5
     for name in SMOKE:
         one = read_scored(tmp_path / "out" / name / "knows.json")
         assert one["counts"]["answered"] == one["counts"]["items"], name

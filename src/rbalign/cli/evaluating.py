@@ -55,7 +55,15 @@ Data = Annotated[
 ]
 References = Annotated[
     str | None,
-    _option("--references", metavar="R1,R2", text="Also text, own-reading, cascade (Whisper first), self-cascade."),
+    _option(
+        "--references", metavar="R1,R2", text="Also text, own-reading, teacher, cascade (Whisper first), self-cascade."
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    _option(
+        "--teacher", metavar="T", text="An asset, a model folder or a server's FILE.toml; else whoever taught the run."
+    ),
 ]
 Judge = Annotated[str | None, _option("--judge", metavar="JUDGE.toml", text="As `rba score --judge`.")]
 Voice = Annotated[
@@ -86,6 +94,7 @@ def evaluate(
     limit: Limit = None,
     data: Data = None,
     references: References = None,
+    teacher: Teacher = None,
     judge: Judge = None,
     voice: Voice = None,
     system: System = None,
@@ -133,7 +142,8 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
         **{name: given[name] for name in PLAIN},
     )
     places = _places(given["data"] or [], tasks)
-    evaluation = prepare(Wanted(given["model"], tasks, places, given["output"], settings, given["system"]))
+    wanted = Wanted(given["model"], tasks, places, given["output"], settings, given["system"], given["teacher"])
+    evaluation = prepare(wanted)
     _plan(evaluation)
     if not dry_run:
         _show(evaluation.run(), evaluation)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rbalign.config.endpoints import ChatEndpoint, JudgeEndpoint, SpeechEndpoint
+from rbalign.config.endpoints import ChatEndpoint, JudgeEndpoint, SpeechEndpoint, TeacherEndpoint
 from rbalign.config.recipe import STAGES, Recipe
 from rbalign.config.section import Section
 from rbalign.errors import UsageError, unknown
@@ -66,6 +66,12 @@ def load_judge(path: Path) -> JudgeEndpoint:
 def load_speech_endpoint(path: Path) -> SpeechEndpoint:
     """The speech LLM behind a server that a TOML file describes; UsageError as `load_judge`."""
     return _load_endpoint(path, SpeechEndpoint, "docs/evaluation.md")
+
+
+def load_teacher_endpoint(path: Path) -> TeacherEndpoint:
+    """The text teacher behind a server that a TOML file describes, in the keys of [teacher.endpoint]; UsageError as
+    `load_judge`."""
+    return _load_endpoint(path, TeacherEndpoint, "docs/endpoints.md")
 
 
 def _load_endpoint(path: Path, kind: type[Endpoint], page: str) -> Endpoint:

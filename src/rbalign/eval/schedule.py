@@ -9,7 +9,9 @@ from typing import Literal
 from rbalign.eval.items import Item, every_view, one_view, repeats
 from rbalign.types import Example, View
 
-Source = Literal["speech", "wrong-audio", "text", "own-reading", "cascade", "self-cascade", "loss", "text-loss"]
+Source = Literal[
+    "speech", "wrong-audio", "text", "own-reading", "teacher", "cascade", "self-cascade", "loss", "text-loss"
+]
 """What the answerer of a task is given."""
 
 

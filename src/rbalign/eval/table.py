@@ -62,19 +62,20 @@ class Table:
         return errors, words
 
     def flips(self, metric: str = "qa") -> np.ndarray:
-        """(n,) share of voice pairs of an instruction whose right-or-wrong differs; NaN below two voices."""
-        out = np.full(self.n, np.nan)
-        for i, marks in enumerate(self.by_voice(metric)):
-            known = marks[~np.isnan(marks)]
-            if len(known) > 1:
-                right, pairs = known.sum(), len(known) * (len(known) - 1) / 2
-                out[i] = right * (len(known) - right) / pairs
-        return out
+        """(n,) `flip_rate` of each instruction over its voices."""
+        return np.array([flip_rate(marks) for marks in self.by_voice(metric)])
 
     @property
     def n(self) -> int:
         """Instructions."""
         return len(self.examples)
+
+
+def flip_rate(marks: np.ndarray) -> float:
+    """Share of pairs of right-or-wrong marks (K,) that differ; NaN entries left out, NaN below two marks."""
+    known = marks[~np.isnan(marks)]
+    pairs = len(known) * (len(known) - 1) / 2
+    return float(known.sum() * (len(known) - known.sum()) / pairs) if pairs else float("nan")
 
 
 def _means(pairs: Sequence[tuple[int, float | None]], n: int) -> np.ndarray:

@@ -5,9 +5,9 @@ OUTPUT/TASK/NAME.KEY.answers.jsonl  answers (append-only), a row each; KEY names
 OUTPUT/TASK/NAME.jsonl              the same as predictions: `rba score --task` takes them
 OUTPUT/TASK/NAME.json, NAME.md      scores
 
-NAME is the model's, or a reference's: text, own-reading, cascade, self-cascade; with a voice also NAME-spoken. Starting
-again goes on: what a journal holds is not asked again, whatever the limit was. Changed settings or data have another
-journal.
+NAME is the model's, or a reference's: text, own-reading, teacher, cascade, self-cascade; with a voice also NAME-spoken.
+Starting again goes on: what a journal holds is not asked again, whatever the limit was. Changed settings or data have
+another journal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rbalign import __version__
 from rbalign.assets import home
 from rbalign.errors import RunError, UsageError
-from rbalign.eval.collect import Answerer, collect
+from rbalign.eval.collect import Answerer, collect, in_turn
 from rbalign.eval.endpoint import EndpointAnswerer
 from rbalign.eval.schedule import Work
 from rbalign.eval.score import load_rows
@@ -39,8 +39,10 @@ from rbalign.stages.answering import WORKER_BYTES, answering, whisper
 from rbalign.stages.exams import Exam, Settings, Wanted, exam_of, spoken
 from rbalign.stages.spoken_answers import ASR, check_voice, say_and_hear
 from rbalign.stages.subjects import Subject, subject_named
+from rbalign.stages.taught import TeacherAnswerer, open_for_answers, teacher_digest, teacher_named
 
 if TYPE_CHECKING:
+    from rbalign.config.sections import TeacherConfig
     from rbalign.speechlm.base import Policy
 
 SUMMARY = "evaluation.json"
@@ -103,9 +105,17 @@ class ModelEvaluation:
             raise UsageError("a server does not say what it heard", "leave self-cascade out of --references")
         if self.subject.endpoint is not None and "own-reading" in self.settings.references:
             raise UsageError("a server is one model, heard or read", "give --references text for its own reading")
+        self.teacher = self._taught_by()
         if self.settings.voice is not None:
             check_voice(self.settings.voice)
         self._refuse_another_model()
+
+    def _taught_by(self) -> TeacherConfig | None:
+        if "teacher" in self.settings.references:
+            return teacher_named(self.wanted.teacher, self.subject.teacher)
+        if self.wanted.teacher is not None:
+            raise UsageError("--teacher without its reference", "give --references teacher")
+        return None
 
     # Before any work
 
@@ -119,7 +129,7 @@ class ModelEvaluation:
                 rows.append([exam.task.name, "voices", f"{units:,}", f"{clips:,}", "", "", f"{clips:,}"])
             for name in self.names:
                 done = len(self._rows(exam, name))
-                counts = (units, len(exam.data.items), done, len(exam.clips.silent), len(exam.clips.played) - done)
+                counts = (units, len(exam.data.asked), done, len(exam.clips.silent), len(exam.clips.played) - done)
                 rows.append([exam.task.name, name, *(f"{count:,}" for count in counts)])
         return rows
 
@@ -173,6 +183,9 @@ class ModelEvaluation:
             for number, (exam, work) in enumerate(self.works())
             if len(self._rows(exam, work.folder)) < len(work.items)
         }
+        taught = [todo.pop(number) for number, (_, work) in list(todo.items()) if work.source == "teacher"]
+        if self.teacher is not None and taught:
+            self._ask_teacher(self.teacher, taught)
         if not todo:
             return
         if self.subject.endpoint is not None:
@@ -183,6 +196,12 @@ class ModelEvaluation:
         with answering(lambda: here, partial(_reopen, self.wanted, self.subject), workers, "--workers") as answered_by:
             for number, (exam, work) in todo.items():
                 self._collect(exam, work, answered_by(number, work), self.settings.batch_size, workers)
+
+    def _ask_teacher(self, config: TeacherConfig, todo: Sequence[tuple[Exam, Work]]) -> None:
+        with open_for_answers(config) as (teacher, together):
+            answerer = TeacherAnswerer(teacher, self.settings.sampling, self.settings.seed, self.subject.system)
+            for exam, work in todo:
+                self._collect(exam, work, in_turn(answerer), together or self.settings.batch_size, 1)
 
     def _ask_server(self, todo: Sequence[tuple[Exam, Work]]) -> None:
         assert self.subject.endpoint is not None
@@ -218,6 +237,8 @@ class ModelEvaluation:
     def journal(self, exam: Exam, name: str) -> Path:
         """Where one's answers to a task are kept."""
         key = [exam.task.name, exam.content, self.names[name], self.subject.digest, self._asked(exam)]
+        if self.names[name] == "teacher" and self.teacher is not None:
+            key.append(teacher_digest(self.teacher))
         return self.output / exam.folder_name / f"{name}.{stable_hash(key)[:12]}.answers.jsonl"
 
     def _say(self, voice: str) -> None:
@@ -233,7 +254,8 @@ class ModelEvaluation:
         return written.with_name(written.name.replace(".answers.", f".{self.settings.voice}-{ASR}.heard."))
 
     def _asked(self, exam: Exam) -> dict[str, Any]:
-        beside = "the task's own" if exam.task.kind == "constraints" and exam.task.files else self.settings.beside
+        own = exam.task.into or (exam.task.kind == "constraints" and exam.task.files)
+        beside = "the task's own" if own else self.settings.beside
         return {**self.settings.sampling.model_dump(), "seed": self.settings.seed, "beside": beside}
 
     def _rows(self, exam: Exam, name: str) -> list[dict[str, Any]]:
@@ -292,6 +314,8 @@ class ModelEvaluation:
     def _described(self, exam: Exam, name: str) -> dict[str, Any]:
         """How these answers came about, for the scores."""
         reader = self.subject.what if name == "own-reading" else self.subject.text_reference
+        if self.teacher is not None and self.names[name] == "teacher":
+            reader = self.teacher.author
         who = self.subject.what if name == self.subject.name else f"{name}: {reader}"
         return {"by": who, "digest": self.subject.digest, "system": self.subject.system, **self._asked(exam)}
 

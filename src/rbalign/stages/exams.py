@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rbalign.config.sections import Sampling
 from rbalign.errors import UsageError
@@ -17,8 +17,8 @@ from rbalign.eval.tasks.smoke import smoke_set
 from rbalign.stages import smoke
 from rbalign.types import Split
 
-Reference = Literal["text", "own-reading", "cascade", "self-cascade"]
-REFERENCES: tuple[Reference, ...] = ("text", "own-reading", "cascade", "self-cascade")
+Reference = Literal["text", "own-reading", "teacher", "cascade", "self-cascade"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
 GREEDY = Sampling(temperature=0.0, max_new_tokens=128)
 
 
@@ -54,6 +54,8 @@ class Wanted:
     output: Path
     settings: Settings = Settings()
     system: str | None = None
+    teacher: str | None = None
+    """Who answers as the reference `teacher`; None: whoever taught the run."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Exam:
     def responses(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Predictions in the order of the data: null for a failed item and for one whose clip cannot be had."""
         answers = {row["id"]: row for row in rows}
-        for item in self.data.items:
+        for item in self.data.asked:
             if item.id in self.clips.silent:
                 yield {"id": item.id, "response": None, "error": self.clips.silent[item.id]}
             elif (row := answers.get(self.clips.played[item.id].id)) is not None:
@@ -95,7 +97,7 @@ def exam_of(task: Task, place: str | None, settings: Settings) -> Exam:
     place = task.ships if place is None else place
     if place is None:
         raise UsageError(f"{task.name} needs its data, with the clips", f"--data {task.name}=FOLDER: {task.place}")
-    if task.kind == "translation" and not settings.beside:
+    if task.kind == "translation" and not (settings.beside or task.smoke):
         raise UsageError(
             f"a clip of {task.name} does not say that it is to be translated",
             '--beside "Translate this into German."',
@@ -104,13 +106,13 @@ def exam_of(task: Task, place: str | None, settings: Settings) -> Exam:
     whole = load(task, folder, settings.split)
     asked = whole.first(settings.limit)
     if task.smoke:
-        played = planned(smoke_set(task.smoke), asked.items, settings.beside)
+        played = planned(smoke_set(task.smoke), asked.asked, settings.beside)
     else:
-        played = clips(task, folder, asked.items, settings.split, settings.beside)
+        played = clips(task, folder, asked.asked, settings.split, settings.beside)
     return Exam(task, place, whole.content, asked, played)
 
 
 def spoken(exam: Exam, settings: Settings) -> Exam:
     """The exam with the clips of a set that ships; what this machine has not spoken yet is spoken now."""
     data = smoke.speak(exam.task.smoke, exam.units)
-    return replace(exam, clips=of_dataset(data, exam.data.items, Split.TEST, settings.beside))
+    return replace(exam, clips=of_dataset(data, exam.data.asked, Split.TEST, settings.beside))

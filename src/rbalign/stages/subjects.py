@@ -21,7 +21,7 @@ from rbalign.assets import model_folder
 from rbalign.config.endpoints import FREE, SpeechEndpoint
 from rbalign.config.load import load_recipe, load_speech_endpoint
 from rbalign.config.recipe import Recipe
-from rbalign.config.sections import AlignConfig
+from rbalign.config.sections import AlignConfig, TeacherConfig
 from rbalign.config.synth import SynthConfig
 from rbalign.errors import ServiceError, UsageError
 from rbalign.rundir.files import sha256_file, stable_hash
@@ -52,6 +52,8 @@ class Subject:
     endpoint: SpeechEndpoint | None = None
     base: bool = True
     """Whether it answers with LoRA off."""
+    teacher: TeacherConfig | None = None
+    """Who taught it, where its run says so."""
     text_reference: str = "the same text LLM, untouched"
     """Who reads, as the reference `text` and after the ASR in the cascade."""
 
@@ -122,7 +124,7 @@ def _of_run(run: RunDir, arm: str, name: str, what: str) -> Subject:
     files = sorted(weights.glob("*.safetensors")) if weights else []
     digest = stable_hash([_hears(run), backbone(recipe), system, {path.name: sha256_file(path) for path in files}])
     opened = partial(_open_run, run.folder.parent, recipe, weights)
-    return Subject(_file_name(name), what, digest[:16], system, opened, base=weights is None)
+    return Subject(_file_name(name), what, digest[:16], system, opened, base=weights is None, teacher=recipe.teacher)
 
 
 def _hears(run: RunDir) -> dict[str, str]:
@@ -212,4 +214,4 @@ def _of_server(endpoint: SpeechEndpoint, system: str | None) -> Subject:
 def _file_name(name: str) -> str:
     """What may stand in a file's name on every system; never one of the references' own."""
     plain = re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip(".-")[:64] or "model"
-    return f"model-{plain}" if plain in ("text", "own-reading", "cascade", "self-cascade") else plain
+    return f"model-{plain}" if plain in ("text", "own-reading", "teacher", "cascade", "self-cascade") else plain

@@ -136,7 +136,7 @@ def _counted(file: Path, sheet: Sheet) -> list[str]:
 
 
 def _responses(task: Task, data: TaskData, file: Path) -> Responses:
-    known = {item.id for item in data.items} | data.passed_over
+    known = {item.id for item in data.asked} | data.passed_over
     allowed = f"ids of {task.name} are {task.ids}; the first is {data.items[0].id!r}"
     found = read_responses(file, known, allowed, "check --task and --data")
     if not found:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rbalign.errors import UsageError
 from rbalign.keys import Key
-from rbalign.lm.sampler import SamplingParams
+from rbalign.lm.sampler import Level, SamplingParams
 from rbalign.types import StopReason
 
 CAPABILITIES = frozenset({"chat", "continue", "score", "distribution"})
@@ -29,6 +29,10 @@ class Teacher(Protocol):
     can: frozenset[str]
     name: str
     tokenizer_hash: str
+
+    def params(self, temperature: Level, top_p: Level, max_new_tokens: int) -> SamplingParams:
+        """Sampling parameters with the teacher's own end tokens."""
+        ...
 
     def write_instructions(
         self, keys: Sequence[Key], params: SamplingParams, systems: Sequence[str | None]

@@ -43,9 +43,9 @@ def clips(task: Task, folder: Path, items: Sequence[TaskItem], split: str = "tes
 
     DataError for a table without a column of clips.
     """
-    if task.kind == "conditions":
+    if task.kind in ("conditions", "consistency"):
         return of_dataset(Dataset.open(folder), items, split, beside)
-    sources = task.files if task.kind == "constraints" else task.files[:1]  # of two languages, the one that is heard
+    sources = task.files[:1] if task.languages else task.files  # of two languages, the one that is heard
     readers = {source.part: _readers(source, table_files(source, task, folder), folder) for source in sources}
     played: dict[str, Item] = {}
     silent: dict[str, str] = {}
@@ -78,9 +78,12 @@ def _of_views(examples: Iterable[Example], views: Iterable[View], items: Sequenc
     for view in views:
         there[view.id] = view
         there.setdefault(view.example_id, view)
-    found = {item.id: there[item.id] for item in items if item.id in there}
-    played = {name: Item(by_id[view.example_id], view, beside=beside) for name, view in found.items()}
-    return Clips(played, {item.id: "no voice could say it" for item in items if item.id not in found})
+    played = {
+        item.id: Item(by_id[there[item.clip].example_id], there[item.clip], item.sample, item.beside or beside)
+        for item in items
+        if item.clip in there
+    }
+    return Clips(played, {item.id: "no voice could say it" for item in items if item.id not in played})
 
 
 def _readers(source: Source, files: Sequence[Path], folder: Path) -> list[Callable[[], bytes]]:

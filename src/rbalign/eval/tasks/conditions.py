@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from rbalign.config.views import CLEAN, FLUENT
 from rbalign.eval.stats import Estimate
 from rbalign.eval.tasks.items import TaskItem
 from rbalign.eval.tasks.sheet import Sheet
@@ -13,8 +12,8 @@ from rbalign.scorers.qa import matches
 
 def conditions(sheet: Sheet, protocol: str) -> None:
     """Score by condition, and its ratio to the plain clips of the same instructions; items are scored already."""
-    disfluent = sheet.task.by_delivery
-    plain, ratio = (FLUENT, "relative_accuracy") if disfluent else (CLEAN, "preserve_rate")
+    disfluent, plain = sheet.task.by_delivery, sheet.task.plain
+    ratio = "relative_accuracy" if disfluent else "preserve_rate"
     units = sorted({item.unit for item in sheet.data.items})
     boot = sheet.bootstrap("", len(units))
     base = sheet.by_unit([item for item in sheet.data.items if item.part == plain], "score", units)

@@ -12,12 +12,15 @@ from typing import Any
 from rbalign.config.views import CLEAN, FLUENT
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError
+from rbalign.eval.items import by_example, chosen_view
 from rbalign.eval.tasks.files import Row, content_hash, tables
 from rbalign.eval.tasks.registry import Task
 from rbalign.eval.tasks.smoke import SmokeSet, smoke_set
 from rbalign.scorers.constraints import follows
 from rbalign.types import Example, View
 
+REPEAT_SEED = 0
+"""Of the draw which clip of an instruction is answered twice: files of several models must agree on it."""
 SLOW, FAST = 0.85, 1.15
 """Speeds beyond these are conditions of their own; between them people differ anyway."""
 
@@ -43,6 +46,13 @@ class TaskItem:
     """What a text LLM reads in the place of the clip, where that is not the request."""
     beside: str = ""
     """An instruction written beside the clip."""
+    sample: int = 0
+    """Above 0: a further answer to the same clip, whose id then ends with it."""
+
+    @property
+    def clip(self) -> str:
+        """The id of what is played."""
+        return self.id.rpartition("/")[0] if self.sample else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +66,20 @@ class TaskData:
     """Items that the data cannot score: without a reference."""
     passed_over: frozenset[str] = frozenset()
     """Ids that the data knows and the task does not ask."""
+    repeats: tuple[TaskItem, ...] = ()
+    """Further answers to clips of `items`: what changes while the clip does not. Not in the denominator."""
+
+    @property
+    def asked(self) -> tuple[TaskItem, ...]:
+        """Everything that a model is asked."""
+        return self.items + self.repeats
 
     def first(self, limit: int | None) -> TaskData:
         """The items of the first instructions in the order of the data; responses to the others are passed over."""
         units = set(list(dict.fromkeys(item.unit for item in self.items))[:limit])
-        kept = tuple(item for item in self.items if item.unit in units)
-        others = {item.id for item in self.items} - {item.id for item in kept}
-        return replace(self, items=kept, passed_over=self.passed_over | others)
+        kept, again = (tuple(item for item in one if item.unit in units) for one in (self.items, self.repeats))
+        others = {item.id for item in self.asked if item.unit not in units}
+        return replace(self, items=kept, repeats=again, passed_over=self.passed_over | others)
 
 
 def load(task: Task, folder: Path, split: str = "test") -> TaskData:
@@ -71,10 +88,15 @@ def load(task: Task, folder: Path, split: str = "test") -> TaskData:
         return _smoke(task, smoke_set(task.smoke))
     if task.kind == "conditions":
         return _conditions(task, Dataset.open(folder), split)
+    if task.kind == "consistency":
+        data = Dataset.open(folder)
+        return _several(data.iter_examples(split), data.iter_views(split), data.content_hash, f"the {split} split")
     given = tables(task, folder)
     left_out = 0
     if task.kind == "constraints":
         items = [item for part, rows in given.items() for item in _constrained(part, rows)]
+    elif task.kind == "accents":
+        items = [item for part, rows in given.items() for item in _accented(part, rows)]
     elif task.name.startswith("fleurs"):
         items, left_out = _joined(given["source"], given["target"])
     else:
@@ -109,6 +131,13 @@ def _constrained(part: str, rows: Iterable[Row]) -> Iterable[TaskItem]:
         yield TaskItem(
             name, name, part, request, constraints=own, row=place, words=row["textual_audio"], beside=request
         )
+
+
+def _accented(part: str, rows: Iterable[Row]) -> Iterable[TaskItem]:
+    """Items of one accent; a question is the same row of every accent's table."""
+    for place, row in enumerate(rows):
+        aliases = (row["reference"],)
+        yield TaskItem(f"{part}/{place}", str(place), part, row["prompt"], aliases=aliases, row=place)
 
 
 def _asked(name: str, row: Row) -> TaskItem:
@@ -149,10 +178,9 @@ def _joined(source: Iterable[Row], target: Iterable[Row]) -> tuple[list[TaskItem
 
 def _conditions(task: Task, dataset: Dataset, split: str) -> TaskData:
     items, passed = _by_condition(task, dataset.iter_examples(split), dataset.iter_views(split))
-    plain = FLUENT if task.by_delivery else CLEAN
-    if len({item.part for item in items} | {plain}) < 2:
+    if len({item.part for item in items} | {task.plain}) < 2:
         raise DataError(
-            f"no clip of the {split} split of {dataset.folder} is other than {plain}",
+            f"no clip of the {split} split of {dataset.folder} is other than {task.plain}",
             "make views with deliveries or channels: docs/views.md",
         )
     return TaskData(items, dataset.content_hash, passed_over=passed)
@@ -163,6 +191,8 @@ def _smoke(task: Task, given: SmokeSet) -> TaskData:
     if task.kind == "conditions":
         items, passed = _by_condition(task, given.examples, given.views)
         return TaskData(items, given.content, passed_over=passed)
+    if task.kind == "consistency":
+        return _several(given.examples, given.views, given.content, "the set")
     made = (
         TaskItem(
             one.id,
@@ -174,7 +204,16 @@ def _smoke(task: Task, given: SmokeSet) -> TaskData:
         )
         for one in given.examples
     )
+    if task.kind == "translation":
+        made = (_into(task.into, one) for one in given.examples)
     return TaskData(tuple(made), given.content)
+
+
+def _into(language: str, example: Example) -> TaskItem:
+    """A sentence to be translated, with the request for it in writing."""
+    meant = example.labels["translations"][language]
+    beside = f"Translate this into {language}. Say only the translation."
+    return TaskItem(example.id, example.id, request=example.instruction, reference=meant, beside=beside)
 
 
 def _by_condition(
@@ -190,6 +229,21 @@ def _by_condition(
         else:
             items.append(_clip(by_id[view.example_id], view, part))
     return tuple(items), frozenset(passed)
+
+
+def _several(examples: Iterable[Example], views: Iterable[View], content: str, where: str) -> TaskData:
+    """Every clip of instructions that have two or more, and one further answer to one clip of each, drawn by key."""
+    grouped = {name: own for name, own in by_example(views).items() if len(own) > 1}
+    if not grouped:
+        raise DataError(f"no instruction of {where} has two clips", "make views: docs/views.md")
+    items, again = [], []
+    for example in examples:
+        if example.id not in grouped:
+            continue
+        items += [_clip(example, view, view.spec.voice) for view in grouped[example.id]]
+        chosen = chosen_view(example, grouped[example.id], REPEAT_SEED)
+        again.append(replace(_clip(example, chosen, chosen.spec.voice), id=f"{chosen.id}/1", sample=1))
+    return TaskData(tuple(items), content, repeats=tuple(again))
 
 
 def _condition(task: Task, view: View) -> str | None:

@@ -14,12 +14,14 @@ from rbalign.eval.judges import LlmJudge, Pair, PairwiseJudge
 from rbalign.eval.results import rounded
 from rbalign.eval.stats import Estimate
 from rbalign.eval.tasks.conditions import conditions
+from rbalign.eval.tasks.consistency import consistency
 from rbalign.eval.tasks.corpus import METRICS, CorpusMetric
 from rbalign.eval.tasks.items import TaskItem, columns
 from rbalign.eval.tasks.registry import Kind
 from rbalign.eval.tasks.sheet import Responses, Sheet
 from rbalign.eval.winrate import PRIOR_MEAN, PRIOR_PRECISION, Verdicts, length_controlled
 from rbalign.scorers.base import Scorer
+from rbalign.scorers.similarity import EMBEDDERS, build_embedder
 
 PARTS = ("closed", "creative", "reasoning")
 QA_SCORERS = {"rba": "qa", "ultraeval": "qa-ultraeval", "vocalbench": "qa-vocalbench"}
@@ -269,7 +271,7 @@ def _translation(sheet: Sheet, rules: Rules) -> None:
     place = {unit: number for number, unit in enumerate(units)}
     rows = np.array([place[item.unit] for item in items])
     boot = sheet.bootstrap("", len(units))
-    target = sheet.task.languages[1] if sheet.task.languages else ""
+    target = sheet.task.languages[1] if sheet.task.languages else ""  # of what ships, words stand between spaces
     for name in METRICS:
         metric = CorpusMetric(name, target)
         own = metric.statistics(texts, references)
@@ -285,11 +287,23 @@ def _translation(sheet: Sheet, rules: Rules) -> None:
 def _conditions(sheet: Sheet, rules: Rules) -> None:
     chrf = rules.scorer == "chrf"
     protocol = _to_reference(sheet, "chrf", "score") if chrf else score_answers(sheet, rules, "score")
-    if all(own["score"] is None for own in sheet.scores.values()):
-        lacks = "reference" if rules.scorer == "chrf" else "accepted answers"
-        cure = "give a dataset with answers" if rules.scorer == "chrf" else "--scorer chrf compares with references"
-        raise UsageError(f"no example of this dataset has {lacks}", cure)
+    _require_scores(sheet, "score", rules.scorer)
     conditions(sheet, f"{protocol}; {LOST}")
+
+
+def _consistency(sheet: Sheet, rules: Rules) -> None:
+    metric = "chrf" if rules.scorer == "chrf" else "accuracy"
+    protocol = _to_reference(sheet, "chrf", metric) if metric == "chrf" else score_answers(sheet, rules, metric)
+    _require_scores(sheet, metric, rules.scorer)
+    consistency(sheet, metric, f"{protocol}; {LOST}", {name: build_embedder(name) for name in EMBEDDERS})
+
+
+def _require_scores(sheet: Sheet, metric: str, scorer: str) -> None:
+    """Refuse a dataset in which this scorer finds nothing to hold answers against."""
+    if all(own[metric] is None for own in sheet.scores.values()):
+        lacks = "reference" if scorer == "chrf" else "accepted answers"
+        cure = "give a dataset with answers" if scorer == "chrf" else "--scorer chrf compares with references"
+        raise UsageError(f"no example of this dataset has {lacks}", cure)
 
 
 def _open(sheet: Sheet, rules: Rules) -> None:
@@ -321,4 +335,6 @@ _KINDS: Mapping[Kind, Callable[[Sheet, Rules], None]] = {
     "answers": _answers,
     "translation": _translation,
     "conditions": _conditions,
+    "accents": _conditions,
+    "consistency": _consistency,
 }

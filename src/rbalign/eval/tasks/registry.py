@@ -9,9 +9,10 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
+from rbalign.config.views import CLEAN, FLUENT
 from rbalign.errors import UsageError, unknown
 
-Kind = Literal["constraints", "preference", "open", "answers", "translation", "conditions"]
+Kind = Literal["constraints", "preference", "open", "answers", "translation", "conditions", "accents", "consistency"]
 Column = Literal["text", "text?", "texts", "number", "tables"]
 
 
@@ -54,6 +55,10 @@ class Task:
     files: tuple[Source, ...] = ()
     smoke: str = ""
     """The set of `tasks.smoke` that it asks; empty: its data is elsewhere."""
+    into: str = ""
+    """Of a translation that ships: the language's English name."""
+    plain: str = CLEAN
+    """Of conditions: the one that all others are held against."""
 
     @property
     def ships(self) -> str | None:
@@ -63,7 +68,7 @@ class Task:
     @property
     def by_delivery(self) -> bool:
         """Of kind "conditions": whether they are deliveries; else channels and speeds."""
-        return self.name.endswith("disfluency")
+        return self.plain == FLUENT
 
     @property
     def place(self) -> str:
@@ -109,8 +114,14 @@ def task_named(given: str) -> Task:
 
 def _task(name: str, fields: Mapping[str, Any]) -> Task:
     files = tuple(
-        Source(one.get("part", ""), tuple(one["names"]), dict(one["columns"]), tuple(one.get("clip", ())))
+        Source(
+            part,
+            tuple(name.replace("{part}", part) for name in one["names"]),
+            dict(one["columns"]),
+            tuple(one.get("clip", ())),
+        )
         for one in fields.get("files", ())
+        for part in one.get("parts", [one.get("part", "")])
     )
     rest: dict[str, Any] = {key: value.strip() for key, value in fields.items() if isinstance(value, str)}
     return Task(name=name, scorers=tuple(fields["scorers"]), files=files, **rest)

@@ -102,7 +102,7 @@ class Sheet:
     def counts(self) -> dict[str, int]:
         """The denominator and what is in it."""
         states = [self.status(item) for item in self.data.items]
-        asked = {item.id for item in self.data.items}
+        asked = {item.id for item in self.data.asked}
         return {
             "items": len(states),
             "answered": states.count("answered"),

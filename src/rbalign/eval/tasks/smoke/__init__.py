@@ -30,6 +30,12 @@ WAYS: Sequence[tuple[str, float]] = (
     (CLEAN, 0.75),
 )
 """(channel, speed) of each question's views; the first is the one that all others are held against."""
+ACROSS_VOICES = 100
+"""How many of the questions all test voices ask."""
+FILES = {"voices": "qa"}
+"""Sets whose texts are another set's."""
+LANGUAGES = ("German", "Spanish")
+"""Of translations, in the order of their columns."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +50,34 @@ class SmokeSet:
 
 @cache
 def smoke_set(name: str) -> SmokeSet:
-    """The set of that file: "qa", "disfluency", "open", "instructions"."""
-    rows = tomllib.loads(resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))["items"]
+    """The set of that file, "qa", "disfluency", "open", "instructions", "translation", or "voices"."""
+    file = FILES.get(name, name)
+    rows = tomllib.loads(resources.files(__package__).joinpath(f"{file}.toml").read_text(encoding="utf-8"))["items"]
     voices = load_bank().names(Split.TEST, ENGINE)
-    made = [_MAKERS[name](row) for row in rows]
+    made = [_MAKERS[file](row) for row in rows]
     # By key, not as written: the first twenty are of all kinds.
     made.sort(key=lambda pair: Key(SEED, "smoke-order", example=pair[0].id).digest())
+    made = made[: ACROSS_VOICES if name == "voices" else None]
     views = []
     for example, said in made:
+        if name == "voices":
+            views += [_view(example, index, voice, *WAYS[0]) for index, voice in enumerate(voices)]
+            continue
         voice = voices[Key(SEED, "smoke-voice", example=example.id).digest() % len(voices)]
         views += _views(example, voice, WAYS if name == "qa" else WAYS[:1], said)
     content = stable_hash([rows, voices, [list(way) for way in WAYS], SEED])[:16]
     return SmokeSet([example for example, _ in made], views, content)
 
 
+def _view(example: Example, index: int, voice: str, channel: str, speed: float) -> View:
+    return View(example.id, index, Split.TEST, ViewSpec(voice, speed, channel, FLUENT, SEED), 0.0)
+
+
 def _views(
     example: Example, voice: str, ways: Sequence[tuple[str, float]], corrected: tuple[str, str] | None
 ) -> list[View]:
     """All views of an example in one voice, so that nothing but the way differs."""
-    specs = [ViewSpec(voice, speed, channel, FLUENT, SEED) for channel, speed in ways]
-    views = [View(example.id, index, Split.TEST, spec, 0.0) for index, spec in enumerate(specs)]
+    views = [_view(example, index, voice, *way) for index, way in enumerate(ways)]
     if corrected is not None:
         said, retracted = corrected
         spec = ViewSpec(voice, delivery="correction", seed=SEED)
@@ -101,9 +115,15 @@ def _constrained(row: Sequence[Any]) -> _Made:
     return _example("if", request, constraints=[[constraint, arguments]]), None
 
 
+def _translated(row: Sequence[Any]) -> _Made:
+    sentence, *translations = row
+    return _example("tr", sentence, translations=dict(zip(LANGUAGES, translations, strict=True))), None
+
+
 _MAKERS: Mapping[str, Callable[[Sequence[Any]], _Made]] = {
     "qa": _question,
     "disfluency": _corrected,
     "open": _open,
     "instructions": _constrained,
+    "translation": _translated,
 }
