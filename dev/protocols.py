@@ -54,9 +54,7 @@ scorer or judge, and how failures count.
 NO_TASKS = """
 ### What is no task here
 
-DOWIS is spoken prompts for other data, not a scored benchmark: score the answers to written and to spoken prompts by
-the task of that data, and `rba compare` shows the gap between the two files. The official VocalBench-DF set is not
-published. OpenAudioBench's and fixie-ai's copies of the questions are other samples than TwinkStart's. COMET needs
+The official VocalBench-DF set is not published. OpenAudioBench's and fixie-ai's copies of the questions are other samples than TwinkStart's. COMET needs
 other versions of half of rba's libraries.
 """
 JUDGES = """
@@ -89,7 +87,8 @@ def task_section(task: Task) -> list[str]:
     lines = [f"### {task.name}", "", *rule, ""]
     lines.append(f"- Data: {task.place}. Licence: {task.licence}.")
     lines.append(f"- Ids: {task.ids}.")
-    lines.append(f"- Scorers: {', '.join(f'`{name}`' for name in task.scorers)}.")
+    if task.scorers:
+        lines.append(f"- Scorers: {', '.join(f'`{name}`' for name in task.scorers)}.")
     if task.against:
         lines.append(f"- `--against`: {task.against}.")
     for source in task.files:

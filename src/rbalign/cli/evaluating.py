@@ -76,6 +76,16 @@ Voice = Annotated[
 ]
 System = Annotated[str | None, _option("--system", text="System prompt of a server or a folder without its own.")]
 Beside = Annotated[str, _option("--beside", text="An instruction written beside each clip, such as for translation.")]
+SpokenPrompts = Annotated[
+    str | None,
+    _option(
+        "--spoken-prompts",
+        metavar="FOLDER",
+        text="DOWIS, a local copy or hf:. Each clip is asked with its prompts, written and spoken, in every style.",
+    ),
+]
+PromptTask = Annotated[str | None, _option("--prompt-task", metavar="TASK", text="Whose prompts, such as ST.")]
+PromptLanguage = Annotated[str, _option("--prompt-language", text="Of the prompts.")]
 Split = Annotated[str, _option("--split", text="Of dataset folders.")]
 Temperature = Annotated[float, _option("--temperature", min=0.0, max=5.0, text="0 is greedy.")]
 TopP = Annotated[float, _option("--top-p", min=0.001, max=1.0, text="Of sampling.")]
@@ -99,6 +109,9 @@ def evaluate(
     voice: Voice = None,
     system: System = None,
     beside: Beside = "",
+    spoken_prompts: SpokenPrompts = None,
+    prompt_task: PromptTask = None,
+    prompt_language: PromptLanguage = "en",
     split: Split = "test",
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -142,7 +155,16 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
         **{name: given[name] for name in PLAIN},
     )
     places = _places(given["data"] or [], tasks)
-    wanted = Wanted(given["model"], tasks, places, given["output"], settings, given["system"], given["teacher"])
+    wanted = Wanted(
+        given["model"],
+        tasks,
+        places,
+        given["output"],
+        settings,
+        given["system"],
+        given["teacher"],
+        _prompts(given["spoken_prompts"], given["prompt_task"], given["prompt_language"]),
+    )
     evaluation = prepare(wanted)
     _plan(evaluation)
     if not dry_run:
@@ -178,6 +200,14 @@ def _references(given: str | None) -> Any:
         if name not in REFERENCES:
             raise unknown("reference", name, REFERENCES)
     return names
+
+
+def _prompts(place: str | None, task: str | None, language: str) -> Any:
+    from rbalign.stages.exams import SpokenPrompts
+
+    if (place is None) != (task is None):
+        raise UsageError("--spoken-prompts and --prompt-task go together", "--spoken-prompts FOLDER --prompt-task ST")
+    return None if place is None or task is None else SpokenPrompts(place, task, language)
 
 
 def _places(given: Sequence[str], tasks: Sequence[str]) -> Mapping[str, str]:

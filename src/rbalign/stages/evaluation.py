@@ -270,7 +270,8 @@ class ModelEvaluation:
         for heard in (False, True) if self.settings.voice else (False,):
             files = {name: self._predictions(exam, name, heard) for name in self.names}
             for name, file in files.items():
-                opponent = files.get("text") if exam.task.against and name != "text" else None
+                compared = exam.task.against and name != "text" and exam.prompts is None
+                opponent = files.get("text") if compared else None
                 if exam.task.kind == "preference" and (opponent is None or self.settings.judge is None):
                     continue  # the answers are there: `rba score --task` compares them with anyone's
                 asked = scoring.read(
@@ -283,6 +284,7 @@ class ModelEvaluation:
                     limit=self.settings.limit,
                     out=file.with_name(f"{file.stem}.json"),
                     again=True,
+                    prompts=exam.prompts,
                 )
                 recognised = self._recognised(exam, name) if heard else None
                 yield scoring.score(asked, heard=recognised, answered=self._described(exam, name))
@@ -340,7 +342,8 @@ def prepare(wanted: Wanted) -> ModelEvaluation:
 
 
 def _of_subject(wanted: Wanted, subject: Subject) -> ModelEvaluation:
-    exams = [exam_of(task, wanted.data.get(task.name), wanted.settings) for task in tasks_named(wanted.tasks)]
+    prompts = wanted.prompts.read() if wanted.prompts else None
+    exams = [exam_of(task, wanted.data.get(task.name), wanted.settings, prompts) for task in tasks_named(wanted.tasks)]
     return ModelEvaluation(wanted, subject, exams)
 
 

@@ -12,8 +12,10 @@ from rbalign.errors import UsageError
 from rbalign.eval.tasks.clips import Clips, clips, of_dataset, planned
 from rbalign.eval.tasks.files import local_copy
 from rbalign.eval.tasks.items import TaskData, load
-from rbalign.eval.tasks.registry import Task
+from rbalign.eval.tasks.prompts import Prompts, asked_with, played_with, read_prompts
+from rbalign.eval.tasks.registry import DOWIS, Task, tasks
 from rbalign.eval.tasks.smoke import smoke_set
+from rbalign.rundir.files import stable_hash
 from rbalign.stages import smoke
 from rbalign.types import Split
 
@@ -44,6 +46,20 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class SpokenPrompts:
+    """Which prompts of DOWIS all tasks are asked with."""
+
+    place: str
+    """A local copy, or `hf:`."""
+    task: str
+    language: str = "en"
+
+    def read(self) -> Prompts:
+        """See `eval.tasks.prompts`."""
+        return read_prompts(local_copy(self.place, tasks()[DOWIS]), self.task, self.language)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What the command line says. Small: it goes to worker processes, which read the clips themselves."""
 
@@ -56,6 +72,7 @@ class Wanted:
     system: str | None = None
     teacher: str | None = None
     """Who answers as the reference `teacher`; None: whoever taught the run."""
+    prompts: SpokenPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,9 @@ class Exam:
     data: TaskData
     """The items that are asked."""
     clips: Clips
+    prompts: Prompts | None = None
+    plain: Exam | None = None
+    """With `prompts`: the task as it is without them."""
 
     @property
     def units(self) -> int:
@@ -92,12 +112,15 @@ class Exam:
                 yield {"id": item.id, "response": None if row["error"] else row["answer"], **failure}
 
 
-def exam_of(task: Task, place: str | None, settings: Settings) -> Exam:
-    """A task with its data, checked; clips of a set that ships are planned and not spoken. UsageError without data."""
+def exam_of(task: Task, place: str | None, settings: Settings, prompts: Prompts | None = None) -> Exam:
+    """A task with its data, checked; clips of a set that ships are planned and not spoken. UsageError without data.
+
+    With `prompts` every item is asked in each of their styles, in writing and spoken.
+    """
     place = task.ships if place is None else place
     if place is None:
         raise UsageError(f"{task.name} needs its data, with the clips", f"--data {task.name}=FOLDER: {task.place}")
-    if task.kind == "translation" and not (settings.beside or task.smoke):
+    if task.kind == "translation" and not (settings.beside or task.smoke or prompts):
         raise UsageError(
             f"a clip of {task.name} does not say that it is to be translated",
             '--beside "Translate this into German."',
@@ -109,10 +132,20 @@ def exam_of(task: Task, place: str | None, settings: Settings) -> Exam:
         played = planned(smoke_set(task.smoke), asked.asked, settings.beside)
     else:
         played = clips(task, folder, asked.asked, settings.split, settings.beside)
-    return Exam(task, place, whole.content, asked, played)
+    plain = Exam(task, place, whole.content, asked, played)
+    return plain if prompts is None else _prompted(plain, prompts)
 
 
 def spoken(exam: Exam, settings: Settings) -> Exam:
     """The exam with the clips of a set that ships; what this machine has not spoken yet is spoken now."""
     data = smoke.speak(exam.task.smoke, exam.units)
-    return replace(exam, clips=of_dataset(data, exam.data.asked, Split.TEST, settings.beside))
+    plain = exam.plain or exam
+    made = replace(plain, clips=of_dataset(data, plain.data.asked, Split.TEST, settings.beside))
+    return made if exam.prompts is None else _prompted(made, exam.prompts)
+
+
+def _prompted(plain: Exam, prompts: Prompts) -> Exam:
+    content = stable_hash([plain.content, prompts.content, prompts.language, prompts.task])[:16]
+    data = asked_with(plain.task, plain.data, prompts)
+    clips = played_with(plain.data, plain.clips, prompts)
+    return Exam(plain.task, plain.place, content, data, clips, prompts, plain)

@@ -17,6 +17,7 @@ from rbalign.eval.predictions import FORMAT, read_responses
 from rbalign.eval.tasks.files import local_copy, origin
 from rbalign.eval.tasks.items import TaskData, load
 from rbalign.eval.tasks.measure import Rules, measure
+from rbalign.eval.tasks.prompts import Prompts, asked_with, measure_with
 from rbalign.eval.tasks.recognition import Recognition, recognition
 from rbalign.eval.tasks.registry import Task, task_named
 from rbalign.eval.tasks.scored import as_scored, markdown, read_scored
@@ -28,6 +29,14 @@ from rbalign.scorers import build as build_scorer
 RESAMPLES = 10_000
 OFFLINE = {"chrf": "chrf", "minilm": "similarity", "wordllama": "similarity"}
 """Judges that need no key: what they are called, and the scorer that holds both answers against the reference."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A task's own items, and the prompts that they were asked with."""
+
+    plain: TaskData
+    prompts: Prompts
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Asked:
     out: Path
     origin: str
     """Where the data is from."""
+    prompted: Prompted | None = None
+    """With it the ids of `data` name style and mode."""
     left_unasked: int = 0
     """Instructions beyond a limit."""
 
@@ -73,6 +84,7 @@ def read(
     limit: int | None = None,
     out: Path | None = None,
     again: bool = False,
+    prompts: Prompts | None = None,
 ) -> Asked:
     """Check task, data, predictions and what they are held against. Asks no judge, writes nothing.
 
@@ -85,13 +97,16 @@ def read(
     _check_against(task, against)
     _check_judge(task, chosen, judge)
     whole = load(task, local_copy(place, task), split)
-    data = whole.first(limit)
+    plain = whole.first(limit)
+    data = plain if prompts is None else asked_with(task, plain, prompts)
     target = out or file.with_name(f"{file.stem}.{task.name.replace(':', '-')}.json")
     _check_out(target, again)
     opponent = None if against is None else _responses(task, data, against)
     unasked = len({item.unit for item in whole.items}) - len({item.unit for item in data.items})
     told = _responses(task, data, file)
-    return Asked(task, data, file, told, chosen, judge, against, opponent, target, origin(place, task), unasked)
+    source = origin(place, task)
+    asked = None if prompts is None else Prompted(plain, prompts)
+    return Asked(task, data, file, told, chosen, judge, against, opponent, target, source, asked, unasked)
 
 
 def score(asked: Asked, resamples: int = RESAMPLES, heard: Recognition | None = None, **told: Any) -> dict[str, Any]:
@@ -105,7 +120,10 @@ def score(asked: Asked, resamples: int = RESAMPLES, heard: Recognition | None = 
         more["against"] = {"name": asked.against.stem, "predictions": sha256_file(asked.against)}
     with _judge(asked.judge) as judge:
         rules = Rules(asked.scorer, judge, asked.opponent, asked.against.stem if asked.against else "")
-        measure(sheet, rules)
+        if asked.prompted is None:
+            measure(sheet, rules)
+        else:
+            measure_with(sheet, asked.prompted.plain, asked.prompted.prompts, lambda own: measure(own, rules))
         if judge is not None:
             more["judge"] = {"name": judge.name, "protocol": judge.protocol}
             if isinstance(judge, LlmJudge):

@@ -46,11 +46,11 @@ def clips(task: Task, folder: Path, items: Sequence[TaskItem], split: str = "tes
     if task.kind in ("conditions", "consistency"):
         return of_dataset(Dataset.open(folder), items, split, beside)
     sources = task.files[:1] if task.languages else task.files  # of two languages, the one that is heard
-    readers = {source.part: _readers(source, table_files(source, task, folder), folder) for source in sources}
+    by_part = {source.part: readers(source, table_files(source, task, folder), folder) for source in sources}
     played: dict[str, Item] = {}
     silent: dict[str, str] = {}
     for item in items:
-        read = readers[item.part if len(readers) > 1 else sources[0].part][item.row]
+        read = by_part[item.part if len(by_part) > 1 else sources[0].part][item.row]
         try:
             seconds = audio_seconds(read())
         except DataError as error:
@@ -86,8 +86,8 @@ def _of_views(examples: Iterable[Example], views: Iterable[View], items: Sequenc
     return Clips(played, {item.id: "no voice could say it" for item in items if item.id not in played})
 
 
-def _readers(source: Source, files: Sequence[Path], folder: Path) -> list[Callable[[], bytes]]:
-    """One reader a row, in the order of the files: `load` counts rows alike."""
+def readers(source: Source, files: Sequence[Path], folder: Path) -> list[Callable[[], bytes]]:
+    """One reader of its clip a row, in the order of the files: `load` counts rows alike. DataError without a column."""
     found: list[Callable[[], bytes]] = []
     for path in files:
         found += _of_parquet(source, path) if path.suffix == ".parquet" else _of_lines(source, path, folder)

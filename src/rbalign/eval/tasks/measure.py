@@ -234,7 +234,7 @@ def _answers(sheet: Sheet, rules: Rules) -> None:
     protocol = score_answers(sheet, rules)
     values = sheet.by_unit(sheet.data.items, "accuracy")
     unscored = sum(sheet.scores[item.id]["accuracy"] is None for item in sheet.data.items)
-    estimate = sheet.bootstrap("", len(values)).mean(values)
+    estimate = sheet.headline("accuracy", values)
     sheet.figure("accuracy", "", estimate, f"{protocol}; text responses; {LOST}", unscored=unscored)
 
 
@@ -281,7 +281,8 @@ def _translation(sheet: Sheet, rules: Rules) -> None:
             sheet.put(item, name, metric.sentence(counts))
             sheet.extra.setdefault(item.id, {}).setdefault("statistics", {})[name] = [int(count) for count in counts]
         protocol = f"sacreBLEU {metric.signature()}; plain text; missing and failed answers are empty translations"
-        sheet.figure(name, "", boot.estimate(metric.draws(boot, sums), len(units)), protocol, unit="")
+        sheet.draws[name] = metric.draws(boot, sums)
+        sheet.figure(name, "", boot.estimate(sheet.draws[name], len(units)), protocol, unit="")
 
 
 def _conditions(sheet: Sheet, rules: Rules) -> None:
@@ -310,7 +311,7 @@ def _open(sheet: Sheet, rules: Rules) -> None:
     """Nearness to a reference; with an opponent and a judge, the win rate, too."""
     protocol = _to_reference(sheet, rules.scorer, rules.scorer)
     values = sheet.by_unit(sheet.data.items, rules.scorer)
-    estimate = sheet.bootstrap("", len(values)).mean(values)
+    estimate = sheet.headline(rules.scorer, values)
     sheet.figure(rules.scorer, "", estimate, f"{protocol}; missing and failed answers are empty", unit="")
     if rules.judge is not None and rules.against is not None:
         _preference(sheet, rules)

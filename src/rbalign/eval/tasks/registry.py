@@ -12,7 +12,9 @@ from typing import Any, Literal
 from rbalign.config.views import CLEAN, FLUENT
 from rbalign.errors import UsageError, unknown
 
-Kind = Literal["constraints", "preference", "open", "answers", "translation", "conditions", "accents", "consistency"]
+Kind = Literal[
+    "constraints", "preference", "open", "answers", "translation", "conditions", "accents", "consistency", "prompts"
+]
 Column = Literal["text", "text?", "texts", "number", "tables"]
 
 
@@ -85,6 +87,8 @@ def tasks() -> Mapping[str, Task]:
 
 SMOKE = "smoke"
 """As a task: all that ship."""
+DOWIS = "dowis"
+"""The prompts that other tasks' clips can be asked with; see `eval.tasks.prompts`."""
 SHIPPED = "shipped"
 """The place of their data."""
 
@@ -102,6 +106,10 @@ def task_named(given: str) -> Task:
     if name not in tasks():
         raise unknown("task", name, [*tasks(), SMOKE], "see `rba list tasks`")
     task = tasks()[name]
+    if task.kind == "prompts":
+        raise UsageError(
+            f"{name} is no task of its own", f"rba eval --tasks OTHER --spoken-prompts FOLDER: {task.title}"
+        )
     if not task.pair:
         if colon:
             raise UsageError(f"task {name} takes no languages, given {given!r}", f"write --task {name}")

@@ -35,6 +35,8 @@ class Sheet:
     """Item's id -> metric -> its own score."""
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Item's id -> what else its sample says."""
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
+    """Headline metric -> (1 + B,) its value and its resamples, for what is made of several sheets."""
     notes: list[str] = field(default_factory=list)
     unparsed: int = 0
     """Judgements that could not be read, or were never given."""
@@ -73,6 +75,12 @@ class Sheet:
             own.setdefault(item.unit, []).extend([] if value is None else [value])
         order = sorted(own) if units is None else units
         return np.array([float(np.mean(own[unit])) if own.get(unit) else np.nan for unit in order])
+
+    def headline(self, metric: str, values: np.ndarray) -> Estimate:
+        """The mean over instructions, values (n,), whose resamples are kept."""
+        boot = self.bootstrap("", len(values))
+        self.draws[metric] = boot.means(values)
+        return boot.estimate(self.draws[metric], int((~np.isnan(values)).sum()))
 
     def figure(
         self, metric: str, part: str, estimate: Estimate | None, protocol: str, unit: str = PERCENT, **more: Any
