@@ -54,8 +54,8 @@ scorer or judge, and how failures count.
 NO_TASKS = """
 ### What is no task here
 
-The official VocalBench-DF set is not published. OpenAudioBench's and fixie-ai's copies of the questions are other samples than TwinkStart's. COMET needs
-other versions of half of rba's libraries.
+The official VocalBench-DF set is not published. OpenAudioBench's and fixie-ai's copies of the questions are other
+samples than TwinkStart's. COMET needs other versions of half of rba's libraries.
 """
 JUDGES = """
 ## Judges
