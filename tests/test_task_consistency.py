@@ -89,6 +89,15 @@ def test_closeness_by_hand(tmp_path):
     assert found["counts"]["passed_over"] == 0
 
 
+def test_the_ceiling_holds_the_first_answer_against_the_second(tmp_path):
+    """One repeats itself, one does not; of the third there is no second answer."""
+    folder = dataset(tmp_path / "data")
+    first, other = (again(folder)[name] for name in ("e0", "e1"))
+    flipped = WRONG if ANSWERS[other.clip] == RIGHT else RIGHT
+    found = scored(tmp_path, ANSWERS | {first.id: RIGHT, other.id: flipped})
+    assert values(found, "ceiling")["letters"] == 0.5
+
+
 def test_without_second_answers_the_headline_is_left_open(tmp_path):
     dataset(tmp_path / "data")
     open_ones = {one["metric"]: one for one in scored(tmp_path, ANSWERS)["figures"] if one["value"] is None}
