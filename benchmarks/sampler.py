@@ -1,9 +1,11 @@
-"""Fused decode loop beside transformers' `generate`: same model, prompts, keys and tokens; interleaved, medians.
+"""Fused decode loop beside transformers' own sampling: same model, prompts and number of tokens; interleaved, medians.
 
     python benchmarks/sampler.py [--batch 32 64] [--new 48] [--rounds 3] [--threads 2]
 
-The floor is the arithmetic alone: the same matrix products on the same shapes and in the faster of their two layouts,
-nothing else, and nothing of the prompts.
+Theirs is `generate(do_sample=True)` as a user calls it. Ours draws by keyed noise and returns the log-prob of every
+token as well. At temperature 1 without a cut, as objectives sample, and at temperature 0.7 with top-p 0.95, as recipes
+have teachers and arms answer. The floor is the arithmetic alone: the same matrix products on the same shapes and in the
+faster of their two layouts, nothing else, and nothing of the prompts.
 """
 
 import argparse
@@ -13,15 +15,18 @@ import time
 from functools import partial
 
 import torch
+from transformers import GenerationConfig
 
 from rbalign import assets
 from rbalign.keys import Key
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.load import load_lm
-from rbalign.lm.sampler import GenerateSampler, SamplingParams
+from rbalign.lm.sampler import SamplingParams
 from rbalign.teacher.local import LocalTeacher
 
 QUESTIONS = ["What should I cook for dinner tonight?", "How do I repair a bicycle tyre by the road?"]
+SETTINGS = ((1.0, 1.0), (0.7, 0.95))
+"""(temperature, top-p)."""
 
 
 def seconds(action):
@@ -43,7 +48,50 @@ def floor(model, batch, new):
     return run
 
 
+def generate(model, prompts, params):
+    """The prompts as a left-padded batch of ids, sampled by transformers. No end token: equal work."""
+    rows = [torch.cat([prompts.shared, row]) for row in prompts.rows]
+    width = max(map(len, rows))
+    ids = torch.stack([torch.cat([torch.zeros(width - len(row), dtype=torch.long), row]) for row in rows])
+    mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=params.temperature, top_p=params.top_p, top_k=0,
+        max_new_tokens=params.max_new_tokens, pad_token_id=0,
+    )  # fmt: skip
+    made = model.generate(input_ids=ids, attention_mask=mask)
+    assert made.shape[1] == width + params.max_new_tokens
+
+
+def row(lm, prompts, params, options):
+    """Ours, theirs and the floor in turn; the first round warms up."""
+    batch, fused = len(prompts.rows), FusedSampler(lm.model)
+    keys = [[Key(0, "bench", example=str(i))] for i in range(batch)]
+    actions = {
+        "ours": partial(fused.sample, prompts, params, keys),
+        "theirs": partial(generate, lm.model, prompts, params),
+        "floor": floor(lm.model, batch, options.new),
+    }
+    times = {name: [] for name in actions}
+    with torch.no_grad():
+        for _ in range(options.rounds + 1):
+            for name, action in actions.items():
+                times[name].append(seconds(action))
+    rate = {name: round(batch * options.new / statistics.median(own[1:]), 1) for name, own in times.items()}
+    ratios = [t / o for o, t in zip(times["ours"][1:], times["theirs"][1:], strict=True)]
+    how = f"temperature {params.temperature:g}, top-p {params.top_p:g}"
+    return {
+        "name": f"sampler batch {batch}, {how}, {options.new} new tokens, {options.threads} threads",
+        "unit": "tokens/s",
+        "ours": rate["ours"],
+        "theirs": rate["theirs"],
+        "ratio": round(statistics.median(ratios), 2),
+        "floor": rate["floor"],
+        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+
+
 def main():
+    """A JSON line for each batch size and setting."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--new", type=int, default=48)
@@ -53,32 +101,11 @@ def main():
     torch.set_num_threads(options.threads)
     lm = load_lm(assets.folder("smollm2-135m-instruct"))
     teacher = LocalTeacher(lm)
-    samplers = {"ours": FusedSampler(lm.model), "theirs": GenerateSampler(lm.model)}
-    params = SamplingParams(options.new, temperature=1.0, top_p=1.0, stop_ids=())  # no stop: equal work
-    for batch in options.batch:
-        prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch)], None)
-        keys = [[Key(0, "bench", example=str(i))] for i in range(batch)]
-        times = {name: [] for name in (*samplers, "floor")}
-        with torch.no_grad():
-            for _ in range(options.rounds + 1):
-                for name, sampler in samplers.items():
-                    times[name].append(seconds(partial(sampler.sample, prompts, params, keys)))
-                times["floor"].append(seconds(floor(lm.model, batch, options.new)))
-        rate = {name: batch * options.new / statistics.median(own[1:]) for name, own in times.items()}
-        ratios = [t / o for o, t in zip(times["ours"][1:], times["theirs"][1:], strict=True)]
-        print(
-            json.dumps(
-                {
-                    "name": f"sampler batch {batch}, {options.new} new tokens, {options.threads} threads",
-                    "unit": "tokens/s",
-                    "ours": round(rate["ours"], 1),
-                    "theirs": round(rate["theirs"], 1),
-                    "ratio": round(statistics.median(ratios), 2),
-                    "floor": round(rate["floor"], 1),
-                    "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-                }
-            )
-        )
+    for temperature, top_p in SETTINGS:
+        params = SamplingParams(options.new, temperature=temperature, top_p=top_p, stop_ids=())
+        for batch in options.batch:
+            prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch)], None)
+            print(json.dumps(row(lm, prompts, params, options)), flush=True)
 
 
 if __name__ == "__main__":
