@@ -2,10 +2,10 @@
 
     python benchmarks/sampler.py [--batch 32 64] [--new 48] [--rounds 3] [--threads 2]
 
-Theirs is `generate(do_sample=True)` as a user calls it. Ours draws by keyed noise and returns the log-prob of every
-token as well. At temperature 1 without a cut, as objectives sample, and at temperature 0.7 with top-p 0.95, as recipes
-have teachers and arms answer. The floor is the arithmetic alone: the same matrix products on the same shapes and in the
-faster of their two layouts, nothing else, and nothing of the prompts.
+Theirs is `generate(do_sample=True)` as a user calls it: for the tokens alone, and for the log-prob of every token as
+well, which training needs and ours always returns. At temperature 1 without a cut, as objectives sample, and at
+temperature 0.7 with top-p 0.95, as recipes have teachers and arms answer. The floor is the arithmetic alone: the same
+matrix products on the same shapes and in the faster of their two layouts, nothing else, and nothing of the prompts.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from rbalign.teacher.local import LocalTeacher
 QUESTIONS = ["What should I cook for dinner tonight?", "How do I repair a bicycle tyre by the road?"]
 SETTINGS = ((1.0, 1.0), (0.7, 0.95))
 """(temperature, top-p)."""
+WANTED = ("tokens", "tokens and log-probs")
+"""Of `generate`."""
 
 
 def seconds(action):
@@ -48,7 +50,7 @@ def floor(model, batch, new):
     return run
 
 
-def generate(model, prompts, params):
+def generate(model, prompts, params, logprobs):
     """The prompts as a left-padded batch of ids, sampled by transformers. No end token: equal work."""
     rows = [torch.cat([prompts.shared, row]) for row in prompts.rows]
     width = max(map(len, rows))
@@ -58,17 +60,23 @@ def generate(model, prompts, params):
         do_sample=True, temperature=params.temperature, top_p=params.top_p, top_k=0,
         max_new_tokens=params.max_new_tokens, pad_token_id=0,
     )  # fmt: skip
-    made = model.generate(input_ids=ids, attention_mask=mask)
-    assert made.shape[1] == width + params.max_new_tokens
+    made = model.generate(
+        input_ids=ids, attention_mask=mask, output_logits=logprobs, return_dict_in_generate=True
+    )  # fmt: skip
+    drawn = made.sequences[:, width:]
+    assert drawn.shape[1] == params.max_new_tokens
+    if logprobs:  # untempered, as ours
+        steps = zip(made.logits, drawn.T, strict=True)
+        torch.stack([logits.log_softmax(-1).gather(1, own[:, None])[:, 0] for logits, own in steps], dim=1)
 
 
-def row(lm, prompts, params, options):
+def row(lm, prompts, params, options, wanted):
     """Ours, theirs and the floor in turn; the first round warms up."""
     batch, fused = len(prompts.rows), FusedSampler(lm.model)
     keys = [[Key(0, "bench", example=str(i))] for i in range(batch)]
     actions = {
         "ours": partial(fused.sample, prompts, params, keys),
-        "theirs": partial(generate, lm.model, prompts, params),
+        "theirs": partial(generate, lm.model, prompts, params, wanted != "tokens"),
         "floor": floor(lm.model, batch, options.new),
     }
     times = {name: [] for name in actions}
@@ -80,7 +88,7 @@ def row(lm, prompts, params, options):
     ratios = [t / o for o, t in zip(times["ours"][1:], times["theirs"][1:], strict=True)]
     how = f"temperature {params.temperature:g}, top-p {params.top_p:g}"
     return {
-        "name": f"sampler batch {batch}, {how}, {options.new} new tokens, {options.threads} threads",
+        "name": f"sampler batch {batch}, {how}, {wanted}, {options.new} new tokens, {options.threads} threads",
         "unit": "tokens/s",
         "ours": rate["ours"],
         "theirs": rate["theirs"],
@@ -97,6 +105,7 @@ def main():
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--wanted", nargs="+", choices=WANTED, default=WANTED)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lm = load_lm(assets.folder("smollm2-135m-instruct"))
@@ -105,7 +114,8 @@ def main():
         params = SamplingParams(options.new, temperature=temperature, top_p=top_p, stop_ids=())
         for batch in options.batch:
             prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch)], None)
-            print(json.dumps(row(lm, prompts, params, options)), flush=True)
+            for wanted in options.wanted:
+                print(json.dumps(row(lm, prompts, params, options, wanted)), flush=True)
 
 
 if __name__ == "__main__":
