@@ -255,9 +255,10 @@ def test_samples_can_be_filtered_by_what_went_wrong():
 
 
 def test_opus_clips_are_called_by_their_name(tmp_path):
-    items = [{"id": "e/../x", "views": [{"index": 0, "audio": None}, {"index": 1, "audio": None}]}]
+    items = [{"task": "open", "id": "e/../x", "views": [{"index": 0, "audio": None}, {"index": 1, "audio": None}]}]
     views = {
-        f"e/../x/{i}": View("e/../x", i, "test", ViewSpec("v"), 1.0, clip) for i, clip in enumerate((b"OggS..", b""))
+        ("open", f"e/../x/{i}"): View("e/../x", i, "test", ViewSpec("v"), 1.0, clip)
+        for i, clip in enumerate((b"OggS..", b""))
     }
     samples.write_audio(tmp_path / "audio", items, views)
     assert [view["audio"] for view in items[0]["views"]] == ["audio/0000-e____x-0.ogg", None]

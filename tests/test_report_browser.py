@@ -14,11 +14,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic_run import EVIL, make_run
+from synthetic_run import EVIL, clip, make_run
 
 from rbalign.config.sections import ReportConfig
+from rbalign.report import benchmarks, samples
 from rbalign.report import page as report
-from rbalign.report import samples
+from rbalign.report.benchmarks import Evaluated, Question, TaskAnswers
+from rbalign.report.document import render
+from rbalign.types import View, ViewSpec
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'rbalign[browser]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -45,8 +48,8 @@ def folder(tmp_path_factory):
     some = json.loads(text.removeprefix("rbaSamples(").removesuffix(");\n"))
     items = [{**some[i % len(some)], "id": f"item-{i}"} for i in range(SAMPLES)]
     items[-1] = {**items[-1], "instruction": "the needle", "flags": ["cut answer"]}
-    context = report._context(run, report.read_results(run))
-    (made / "index.html").write_text(report._html(context, items, samples.write_chunks(made, items)))
+    page = report.page_of(run, report.read_results(run), [])
+    (made / "index.html").write_text(render(page, items, samples.write_chunks(made, items)))
     return made
 
 
@@ -170,6 +173,51 @@ def test_print_has_figures_and_tables_and_no_players(opened):
     width = opened.evaluate("document.querySelector('#table table').offsetWidth")
     assert width <= 1280
     assert len(opened.pdf()) > 10_000
+
+
+def made_evaluation():
+    """The page of `rba eval --model` with a hostile name and answer."""
+    views = [View(f"e{i}", 0, "test", ViewSpec(v), 0.5, clip(i)) for i, v in enumerate(("af_sarah", "am_michael"))]
+    questions = [Question(f"e{i}", f"e{i}", "", f"Question {i}?", {"accepted": "tea"}, views[i]) for i in range(2)]
+    answers = {
+        name: {one.id: {"response": text, "status": "answered", "scores": {"accuracy": 1.0}} for one in questions}
+        for name, text in (("mine", "tea"), ("<i>", EVIL))
+    }
+    shared = {"task": "t", "ci_low": 20.0, "ci_high": 80.0, "n": 2}
+    figures = [
+        {"model": model, "metric": metric, "part": part, "value": 50.0, "unit": "%", **shared}
+        for model in answers
+        for metric, part in (("accuracy", ""), ("accuracy", "clean"), ("accuracy", "noise:pink"))
+    ]
+    row = {
+        "a": "mine",
+        "b": EVIL,
+        "metric": "accuracy",
+        "part": "",
+        "difference": 50.0,
+        "wins": 1,
+        "losses": 0,
+        "ties": 1,
+    }
+    row |= {"sign_p": 1.0, "p": 0.4, "p_holm": 0.4, "headline": True, "of_corpus": False}
+    tasks = [TaskAnswers("t", questions, answers, "accuracy")]
+    return Evaluated("mine", EVIL, list(answers), {"t": EVIL}, figures, [shared | row], [("by", EVIL)], tasks)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_an_evaluation_has_such_a_page_too(browser, tmp_path, width):
+    index = benchmarks.build(tmp_path, made_evaluation(), ReportConfig(samples=2))
+    page, faults = browser.new_context(offline=True, viewport={"width": width, "height": 740}).new_page(), []
+    page.on("pageerror", lambda one: faults.append(str(one)))
+    page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
+    page.goto(index.as_uri())
+    page.locator(".card").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(CONTRAST) >= 4.5
+    assert page.locator("figure svg").count() == 2
+    page.get_by_role("button", name="Play").first.click()
+    page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    assert (faults, page.evaluate("window.owned")) == ([], None)
 
 
 CONTRAST = """() => {

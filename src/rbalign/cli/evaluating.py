@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PLAIN = ("seed", "limit", "split", "beside", "judge", "voice", "workers", "batch_size")
 """Options that are settings as they stand."""
+FEW = 3
+"""Instructions of each task in a page of one file."""
 MODEL_PANEL = "Any model on benchmarks"
 HELP = f"""{STAGES["eval"]} Or, with --model: any model on benchmarks.
 
@@ -65,6 +67,14 @@ Teacher = Annotated[
         "--teacher", metavar="T", text="An asset, a model folder or a server's FILE.toml; else whoever taught the run."
     ),
 ]
+Baselines = Annotated[
+    str | None,
+    _option("--baselines", metavar="DIR1,DIR2", text="Other models' --output, which the page compares this one with."),
+]
+Samples = Annotated[int, _option("--samples", min=0, text="Instructions of each task on the page, with their clips.")]
+SingleFile = Annotated[
+    bool, _option("--single-file", text="report/single.html, too: one file with a few samples and their clips.")
+]
 Judge = Annotated[str | None, _option("--judge", metavar="JUDGE.toml", text="As `rba score --judge`.")]
 Voice = Annotated[
     str | None,
@@ -105,6 +115,7 @@ def evaluate(
     data: Data = None,
     references: References = None,
     teacher: Teacher = None,
+    baselines: Baselines = None,
     judge: Judge = None,
     voice: Voice = None,
     system: System = None,
@@ -119,6 +130,8 @@ def evaluate(
     seed: Seed = 0,
     batch_size: Batch = 8,
     workers: Workers = 0,
+    samples: Samples = 12,
+    single_file: SingleFile = False,
     runs: Runs = Path("runs"),
     fork: Fork = None,
     dry_run: DryRun = False,
@@ -142,7 +155,7 @@ def evaluate(
 
 
 def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
-    from rbalign.config.sections import Sampling
+    from rbalign.config.sections import ReportConfig, Sampling
     from rbalign.stages.evaluation import prepare
     from rbalign.stages.exams import Settings, Wanted
 
@@ -164,6 +177,8 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
         given["system"],
         given["teacher"],
         _prompts(given["spoken_prompts"], given["prompt_task"], given["prompt_language"]),
+        tuple(map(Path, _listed(given["baselines"] or ""))),
+        ReportConfig(samples=given["samples"], single_file=FEW if given["single_file"] else 0),
     )
     evaluation = prepare(wanted)
     _plan(evaluation)
@@ -248,4 +263,5 @@ def _show(summary: Mapping[str, Any], evaluation: ModelEvaluation) -> None:
     rated = {one["task"] for one in summary["figures"]}
     for name in (exam.task.name for exam in evaluation.exams if exam.task.name not in rated):
         typer.echo(f"{name}: answered, not scored; a comparison needs --references text and --judge, or `rba score`")
+    typer.echo(f"{evaluation.output / 'report' / 'index.html'}  (the page: opens by double click)")
     typer.echo(f"{evaluation.output}  (answers, scores and protocols by task; rba compare sets two .json side by side)")

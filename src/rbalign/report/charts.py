@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rbalign.report.drawing import INK, Figure, colour, draw, marker
-from rbalign.report.pivot import CURVES, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, axis, label, show
+from rbalign.report import plots
+from rbalign.report.drawing import INK, Figure, colour, draw
+from rbalign.report.pivot import CURVES, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, axis, label
 
 
 def forest(results: Results, metric: str) -> Figure | None:
@@ -16,27 +17,7 @@ def forest(results: Results, metric: str) -> Figure | None:
         r for r in results.comparisons if r["metric"] == metric and r["a"] in trained and r["difference"] is not None
     ]
     rows = [row for row in rows if not row["b"].endswith(("-text", "-wrong-audio")) and row["b"] != "text"]
-    if not rows:
-        return None
-
-    def paint(axes: Any) -> None:
-        for place, row in enumerate(reversed(rows)):
-            shade = colour(row["a"], results.arms())
-            axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=shade, lw=2.2)
-            sure = row["ci_low"] > 0 or row["ci_high"] < 0
-            axes.plot(row["difference"], place, "o", ms=7, color=shade, mfc=shade if sure else "none", mew=1.6)
-        axes.axvline(0, color=INK, lw=0.9)
-        axes.set_yticks(range(len(rows)), [f"{row['a']} − {row['b']}" for row in reversed(rows)])
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel(f"difference in {axis(metric)}\n({_better(metric)})")
-        axes.grid(axis="x")
-
-    title = f"Differences in {label(metric)}, 95 % intervals"
-    said = "; ".join(
-        f"{row['a']} − {row['b']} {row['difference']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-        for row in rows
-    )
-    return draw(0.9 + 0.28 * len(rows), paint, title, f"{title}: {said}.")
+    return plots.forest(rows, metric, results.arms())
 
 
 def ladder(results: Results, metric: str) -> Figure | None:
@@ -63,7 +44,7 @@ def ladder(results: Results, metric: str) -> Figure | None:
         axes.grid(axis="x")
 
     title = f"Where the gap lies in {label(metric)}"
-    said = "; ".join(f"{arm} {_value(row)}" for arm, row in known)
+    said = "; ".join(f"{arm} {plots.value(row)}" for arm, row in known)
     return draw(0.8 + 0.3 * len(known), paint, title, f"{title}: {said}.")
 
 
@@ -81,35 +62,7 @@ def conditions(results: Results, metric: str) -> Figure | None:
     arms = [arm for arm in results.arms() if arm not in REFERENCES and any(arm in rows for rows in voices.values())]
     if len(voices) < 2 or not arms or text is None or text["value"] is None:
         return None
-    points = [
-        (place, order, arm, voices[voice][arm])
-        for place, voice in enumerate(reversed(voices))
-        for order, arm in enumerate(arms)
-        if arm in voices[voice] and voices[voice][arm]["value"] is not None
-    ]
-    step = 0.76 / len(arms)
-
-    def paint(axes: Any) -> None:
-        named = set()
-        for place, order, arm, row in points:
-            shade, height = colour(arm, results.arms()), place + 0.38 - step * (order + 0.5)
-            axes.plot([row["ci_low"], row["ci_high"]], [height, height], color=shade, lw=1.4)
-            shape, name = marker(arm, results.arms()), arm if arm not in named else None
-            axes.plot(row["value"], height, shape, ms=5, color=shade, label=name, ls="none")
-            named.add(arm)
-        axes.axvline(text["value"], color=INK, lw=0.9, ls="--", label="text (reads)")
-        axes.set_yticks(range(len(voices)), list(reversed(voices)))
-        axes.set_ylim(-0.6, len(voices) - 0.4)
-        axes.set_xlabel(axis(metric))
-        axes.grid(axis="x")
-
-    title = f"Gap to reading by voice, {label(metric)}"
-    said = "; ".join(
-        f"{voice}: " + ", ".join(f"{arm} {_value(rows[arm])}" for arm in arms if arm in rows)
-        for voice, rows in voices.items()
-    )
-    height = 0.8 + len(voices) * max(0.4, 0.13 * len(arms) + 0.1)
-    return draw(height, paint, title, f"{title}; the text LLM reads {_value(text)}; {said}.")
+    return plots.by_condition(voices, arms, metric, f"Gap to reading by voice, {label(metric)}", text)
 
 
 def consistency_against_quality(results: Results) -> Figure | None:
@@ -123,18 +76,8 @@ def consistency_against_quality(results: Results) -> Figure | None:
         steady, good = results.find(arm, f"consistency:{embedder}/headline", "open"), results.find(arm, metric)
         if steady and good and steady["value"] is not None and good["value"] is not None:
             points.append((arm, good, steady))
-    if len(points) < 2:
-        return None
-
-    def paint(axes: Any) -> None:
-        for arm, good, steady in points:
-            _cross(axes, results, arm, good, steady)
-        axes.set_xlabel(f"quality: {axis(metric)}")
-        axes.set_ylabel("consistency between voices\n(0 other instruction, 1 same audio)")
-        axes.grid()
-
-    said = "; ".join(f"{arm} quality {_value(good)}, consistency {_value(steady)}" for arm, good, steady in points)
-    return draw(3.4, paint, "Consistency against quality", f"Consistency against quality: {said}.")
+    unit = "consistency between voices\n(0 other instruction, 1 same audio)"
+    return plots.steadiness(points, results.arms(), axis(metric), unit)
 
 
 def length_against_win(results: Results, metric: str) -> Figure | None:
@@ -152,21 +95,8 @@ def length_against_win(results: Results, metric: str) -> Figure | None:
     if base is None or base["value"] is None or not points:
         return None
 
-    def paint(axes: Any) -> None:
-        for arm, length, share in points:
-            _cross(axes, results, arm, length, share)
-        axes.axhline(50, color=INK, lw=0.9)
-        axes.axvline(base["value"], color=INK, lw=0.9, ls=":", label="length of base")
-        axes.set_xlabel("length of an answer, tokens")
-        axes.set_ylabel("wins over base,\n% of what differs")
-        axes.grid()
-
     title = f"Length against wins over base, {label(metric)}"
-    said = "; ".join(
-        f"{arm} {_value(length)} tokens, wins {share['value']:.0f} % ({share['ci_low']:.0f} to {share['ci_high']:.0f})"
-        for arm, length, share in points
-    )
-    return draw(3.2, paint, title, f"{title}; base has {_value(base)} tokens; {said}.")
+    return plots.wins(points, results.arms(), base, title, ("base", "tokens", "% of what differs"))
 
 
 def win_share(wins: int, losses: int) -> Row:
@@ -176,21 +106,6 @@ def win_share(wins: int, losses: int) -> Row:
     found = binomtest(wins, wins + losses)
     low, high = found.proportion_ci(0.95, "exact")
     return {"metric": "wins", "value": 100 * found.statistic, "ci_low": 100 * low, "ci_high": 100 * high}
-
-
-def _cross(axes: Any, results: Results, arm: str, x: Row, y: Row) -> None:
-    """An arm as a point with both its intervals."""
-    axes.errorbar(
-        x["value"],
-        y["value"],
-        xerr=[[x["value"] - x["ci_low"]], [x["ci_high"] - x["value"]]],
-        yerr=[[y["value"] - y["ci_low"]], [y["ci_high"] - y["value"]]],
-        fmt=marker(arm, results.arms()),
-        color=colour(arm, results.arms()),
-        ms=7,
-        lw=1.2,
-        label=arm,
-    )
 
 
 def curves(metrics: Mapping[str, Sequence[Row]], name: str) -> Figure | None:
@@ -218,11 +133,3 @@ def curves(metrics: Mapping[str, Sequence[Row]], name: str) -> Figure | None:
     title = f"{words[0].upper()}{words[1:]} over updates"
     said = "; ".join(f"{arm} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for arm, points in lines.items())
     return draw(2.5, paint, title, f"{title}: {said}.")
-
-
-def _value(row: Row) -> str:
-    return show(row["value"], row["metric"])
-
-
-def _better(metric: str) -> str:
-    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"

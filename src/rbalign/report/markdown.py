@@ -15,28 +15,21 @@ def report(context: Mapping[str, Any]) -> str:
         "\n".join(f"- {plain(line['text'])}" for line in context["verdict"]),
         "## Table",
         "Mean over instructions (95 % interval). † the arm's own loss raises this number, so it judges nothing.",
-        _cells("arm", [column["label"] for column in context["table"]["columns"]], context["table"]["lines"], "arm"),
+        cells("arm", [column["label"] for column in context["table"]["columns"]], context["table"]["lines"], "arm"),
     ]
     if context["comparisons"]:
-        blocks += [
-            "## Differences, paired by instruction",
-            f"Adjusted p: Holm over all {context['family']} headline comparisons of trained arms.",
-            table(DIFFERENCES, [[_marked(row, key) for key in DIFFERENCES.values()] for row in context["comparisons"]]),
-        ]
+        blocks += [differences(context)]
     if context["gaps"]["lines"]:
-        blocks += ["## Gap closed", _cells("arm", context["gaps"]["columns"], context["gaps"]["lines"], "arm")]
+        blocks += ["## Gap closed", cells("arm", context["gaps"]["columns"], context["gaps"]["lines"], "arm")]
     if context["consistency"]:
         lines = [{**line, "arm": f"{line['arm']} ({line['embedder']})"} for line in context["consistency"]]
-        blocks += ["## Consistency between voices", _cells("arm (embedder)", STEADINESS, lines, "arm")]
+        blocks += ["## Consistency between voices", cells("arm (embedder)", STEADINESS, lines, "arm")]
     for block in context["voices"]:
-        blocks += [f"## {block['metric']} by voice", _cells("voice", block["arms"], block["lines"], "voice")]
+        blocks += [f"## {block['metric']} by voice", cells("voice", block["arms"], block["lines"], "voice")]
     if context["training"]:
         rows = [[line[key] for key in TRAINING.values()] for line in context["training"]]
         blocks += ["## Training", table(TRAINING, rows)]
-    blocks += [
-        "## How it was measured",
-        "\n".join(f"- {plain(name)}: {plain(said)}" for name, said in context["method"]),
-    ]
+    blocks += ["## How it was measured", terms(context["method"])]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -76,13 +69,26 @@ def plain(text: str) -> str:
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
-def _cells(corner: str, columns: Sequence[str], lines: Iterable[Mapping[str, Any]], name: str) -> str:
+def differences(context: Mapping[str, Any]) -> str:
+    """Every paired comparison, with its heading."""
+    rows = [[_marked(row, key) for key in DIFFERENCES.values()] for row in context["comparisons"]]
+    family = f"Adjusted p: Holm over all {context['family']} headline comparisons."
+    return "\n\n".join(["## Differences, paired by instruction", family, table(DIFFERENCES, rows)])
+
+
+def terms(said: Iterable[tuple[str, str]]) -> str:
+    """What stands behind the numbers, a term in a line."""
+    return "\n".join(f"- {plain(name)}: {plain(text)}" for name, text in said)
+
+
+def cells(corner: str, columns: Sequence[str], lines: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Lines of values, each with its interval."""
     rows = [[line[name], *(_value(cell) for cell in line["cells"])] for line in lines]
     return table([corner, *columns], rows)
 
 
 def _value(cell: Mapping[str, Any]) -> str:
-    mark = "†" if cell["optimised"] else ""
+    mark = "†" if cell.get("optimised") else ""
     span = f" ({cell['interval']})" if cell["interval"] else ""
     return f"{cell['value']}{mark}{span}" if cell["value"] else "–"
 

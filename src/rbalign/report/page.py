@@ -6,26 +6,21 @@ report.md and results.json beside it hold the same numbers for readers and for p
 from __future__ import annotations
 
 import json
-import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from rbalign.config.sections import ReportConfig
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError, UsageError
-from rbalign.report import charts, markdown, samples, tables
+from rbalign.report import charts, document, markdown, samples, tables
 from rbalign.report.pivot import HEADLINES, Results
 from rbalign.rundir.files import atomic_write
 from rbalign.rundir.journal import read_rows
 from rbalign.types import Example, View
 
-SINGLE = "single.html"
 SECTIONS = (
     ("verdict", "In short"),
     ("table", "Table"),
@@ -62,25 +57,24 @@ def build(run: Path, config: ReportConfig) -> Path:
     Raises UsageError if the run has no results yet, DataError if results.json is damaged.
     """
     results = read_results(run)
-    folder = run / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = _answered(run) if config.samples or config.single_file else []
+    page = page_of(run, results, _answered(run) if config.samples or config.single_file else [])
+    index = document.write(run / "report", page, config)
+    text = json.dumps(results.value, indent=1, ensure_ascii=False) + "\n"
+    atomic_write(index.with_name("results.json"), text)
+    atomic_write(index.with_name("report.md"), markdown.report(page.context))
+    return index
+
+
+def page_of(run: Path, results: Results, tasks: Sequence[Answered]) -> document.Page:
+    """The page of a run, with samples of these tasks."""
     context = _context(run, results)
-    items = [item for task in tasks for item in task.items(config.samples)]
-    views = {id_: view for task in tasks for id_, view in task.views.items()}
-    shutil.rmtree(folder / "audio", ignore_errors=True)
-    if config.audio and items:
-        samples.write_audio(folder / "audio", items, views)
-    chunks = samples.write_chunks(folder, items)
-    (folder / SINGLE).unlink(missing_ok=True)
-    if config.single_file:
-        few = [item for task in tasks for item in task.items(config.single_file)]
-        samples.inline_audio(few, views)
-        atomic_write(folder / SINGLE, _html(context, few, chunks=0, single=True))
-    atomic_write(folder / "results.json", json.dumps(results.value, indent=1, ensure_ascii=False) + "\n")
-    atomic_write(folder / "report.md", markdown.report(context))
-    atomic_write(folder / "index.html", _html(context, items, chunks))
-    return folder / "index.html"
+    return document.Page(
+        "run.html.j2",
+        context,
+        _sections(context),
+        lambda limit: [item for task in tasks for item in task.items(limit)],
+        {(task.task, id_): view for task in tasks for id_, view in task.views.items()},
+    )
 
 
 def read_results(run: Path) -> Results:
@@ -127,46 +121,24 @@ def _context(run: Path, results: Results) -> dict[str, Any]:
             "steadiness": list(markdown.STEADINESS),
             "training": list(markdown.TRAINING),
         },
-        "recipe": recipe,
-        "environment": _text(run / "environment.json"),
+        "files": {"recipe.toml": recipe, "environment.json": _text(run / "environment.json")},
+        "same_numbers": ["report.md", "results.json"],
+        "baseline": "base",
     }
 
 
-def _html(context: Mapping[str, Any], items: Sequence[dict[str, Any]], chunks: int, single: bool = False) -> str:
-    """The page. Everything that is not made by drawing.py goes through jinja2's autoescape or `script_json`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    more = {
-        "css": Markup(_asset("page.css")),
-        "js": Markup(_asset("page.js")),
-        "sample_count": len(items),
-        "sample_tasks": sorted({item["task"] for item in items}),
-        "sample_arms": sorted({arm for item in items for arm in item["gains"]}),
-        "sample_flags": sorted({flag for item in items for flag in item["flags"]}),
-        "sample_voices": sorted({view["voice"] for item in items for view in item["views"]}),
-        "chunks": chunks,
-        "inline": Markup(samples.script_json(list(items) if single else [])),
-        "single": single,
-    }
-    whole = {**context, **more}
-    present = {"verdict", "table", "method"} | {id_ for id_, there in _optional(whole).items() if there}
-    sections = [pair for pair in SECTIONS if pair[0] in present]
-    return environment.from_string(_asset("page.html.j2")).render(whole, sections=sections)
-
-
-def _optional(context: Mapping[str, Any]) -> dict[str, bool]:
-    """Sections that stand on the page only if there is something to show, as the template decides it."""
+def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Those that have something to show, as the template decides it."""
     figures = context["figures_of"]
-    return {
+    optional = {
         "differences": bool(figures["forests"] or context["comparisons"]),
         "gap": bool(context["gaps"]["lines"] or figures["gaps"]),
         "length": bool(figures["lengths"]),
         "consistency": bool(context["consistency"]),
         "voices": bool(context["voices"]),
         "training": bool(figures["curves"] or context["training"]),
-        "samples": bool(context["sample_count"]),
     }
+    return [(id_, title) for id_, title in SECTIONS if optional.get(id_, True)]
 
 
 def _answered(run: Path) -> list[Answered]:
@@ -206,10 +178,6 @@ def _method(results: Results) -> list[tuple[str, str]]:
     protocols = {row["task"]: row["protocol"] for row in results.rows if row["protocol"]}
     lines += [(f"task {task}", protocol) for task, protocol in protocols.items()]
     return lines + [(f"note {number}", note) for number, note in enumerate(value.get("notes", []), start=1)]
-
-
-def _asset(name: str) -> str:
-    return resources.files("rbalign.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _text(path: Path) -> str:

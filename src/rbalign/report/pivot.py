@@ -148,10 +148,17 @@ def axis(metric: str) -> str:
 
 
 def digits(metric: str) -> int:
-    """Digits after the point."""
-    return {"tokens": 1, "updates": 0}.get(metric, 3)
+    """Digits after the point; a metric in percent is called so: `accuracy, %`."""
+    return {"tokens": 1, "updates": 0}.get(metric, 1 if metric.endswith("%") else 3)
 
 
 def show(value: float | None, metric: str = "") -> str:
     """A number for a table; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits(metric)}f}"
+
+
+def signed(row: Row) -> str:
+    """`+0.031 (+0.004 to +0.058)`: a comparison's difference and interval."""
+    places = digits(row["metric"])
+    difference, low, high = (f"{row[name]:+.{places}f}" for name in ("difference", "ci_low", "ci_high"))
+    return f"{difference} ({low} to {high})"

@@ -25,6 +25,8 @@ NOTES = {"length": "cut", "error": "failed"}
 """Why an answer ended, where that is worth a word."""
 FLIPS = "right in some voices only"
 
+Views = Mapping[tuple[str, str], View]
+"""(task, EXAMPLE/VIEW) -> the clip that was played."""
 Answers = dict[tuple[str, int], dict[str, dict[str, Any]]]
 """(example, view) -> arm folder -> its answer row, with `score`."""
 
@@ -75,11 +77,12 @@ def _targets(example: Example) -> list[dict[str, Any]]:
     """What answers are held against."""
     texts = {"y_ref": example.answer, "independent sample": example.reference}
     texts["accepted"] = " | ".join(example.labels.get("aliases") or ())
-    return [
-        {"name": name, "text": text, "note": "", "colour": "var(--faint)", "target": True}
-        for name, text in texts.items()
-        if text
-    ]
+    return [target(name, text) for name, text in texts.items() if text]
+
+
+def target(name: str, text: str) -> dict[str, Any]:
+    """What answers are held against, beside them."""
+    return {"name": name, "text": text, "note": "", "colour": "var(--faint)", "target": True}
 
 
 def _view(example: str, index: int, view: View | None, answers: Answers, wrong: Answers) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _gains(example: str, views: Sequence[int], answers: Answers) -> dict[str, fl
     return {arm: round(sum(values) / len(values), 4) for arm, values in sums.items()}
 
 
-def write_audio(folder: Path, items: Sequence[dict[str, Any]], views: Mapping[str, View]) -> None:
+def write_audio(folder: Path, items: Sequence[dict[str, Any]], views: Views) -> None:
     """Make `folder` with one file for each shown clip; fills in each view's `audio`."""
     with new_folder(folder, 0) as aside:  # whole or not at all; no clip is worth an fsync, the dataset has it
         for place, item in enumerate(items):
@@ -160,16 +163,16 @@ def write_audio(folder: Path, items: Sequence[dict[str, Any]], views: Mapping[st
                 shown["audio"] = f"{folder.name}/{name}"
 
 
-def inline_audio(items: Sequence[dict[str, Any]], views: Mapping[str, View]) -> None:
+def inline_audio(items: Sequence[dict[str, Any]], views: Views) -> None:
     """Put each shown clip into its view's `audio`, as a data: URL."""
     for item in items:
         for shown, clip in _clips(item, views):
             shown["audio"] = f"data:audio/{_kind(clip)};base64,{base64.b64encode(clip).decode()}"
 
 
-def _clips(item: Mapping[str, Any], views: Mapping[str, View]) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _clips(item: Mapping[str, Any], views: Views) -> Iterator[tuple[dict[str, Any], bytes]]:
     for shown in item["views"]:
-        view = views.get(f"{item['id']}/{shown['index']}")
+        view = views.get((item["task"], f"{item['id']}/{shown['index']}"))
         clip = view.flac if view else b""  # one access: each reads from the disk
         if clip:
             yield shown, clip

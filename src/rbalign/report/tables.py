@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from rbalign.report.drawing import colour
-from rbalign.report.pivot import CURVES, HEADLINES, LOWER_IS_BETTER, REFERENCES, Results, Row, label, show
+from rbalign.report.pivot import (
+    CURVES,
+    HEADLINES,
+    LOWER_IS_BETTER,
+    REFERENCES,
+    Results,
+    Row,
+    digits,
+    label,
+    show,
+    signed,
+)
 
 NEUTRAL = {"tokens", "truncated", "surprisal", "echo", "failed"}
 
@@ -86,8 +97,8 @@ def comparison_table(results: Results) -> list[dict[str, str | bool]]:
             "name": f"{row['a']} − {row['b']}",
             "metric": label(row["metric"]),
             "optimised": row["optimised"],
-            "difference": "–" if row["difference"] is None else f"{row['difference']:+.3f}",
-            "interval": "–" if row["ci_low"] is None else f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}",
+            "difference": _signed(row, "difference"),
+            "interval": "–" if row["ci_low"] is None else f"{_signed(row, 'ci_low')} to {_signed(row, 'ci_high')}",
             "n": str(row["n"]),
             "flips": _flips(row),
             "sign_p": _p(row["sign_p"]) if row["wins"] + row["losses"] + row["ties"] else "–",
@@ -96,6 +107,10 @@ def comparison_table(results: Results) -> list[dict[str, str | bool]]:
         }
         for row in rows
     ]
+
+
+def _signed(row: Row, name: str) -> str:
+    return "–" if row[name] is None else f"{row[name]:+.{digits(row['metric'])}f}"
 
 
 def _flips(row: Row) -> str:
@@ -156,7 +171,7 @@ def verdict(results: Results) -> list[dict[str, str]]:
     for row in results.comparisons:
         if (row["a"], row["b"]) == ("text", "base") and row["metric"] in HEADLINES and row["ci_low"] is not None:
             clear = "reading beats hearing by" if row["ci_low"] > 0 else "reading minus hearing is"
-            words = f"Before alignment, {label(row['metric'])}: {clear} {_signed(row)}."
+            words = f"Before alignment, {label(row['metric'])}: {clear} {signed(row)}."
             lines.append({"kind": "plain", "text": words})
     lines += _questions_kept(results) + _reading_gained(results)
     pairs: dict[tuple[str, str], list[Row]] = {}
@@ -183,7 +198,7 @@ def _reading_gained(results: Results) -> list[dict[str, str]]:
     metric = results.similarity()
     pairs = {row["a"]: row for row in results.comparisons if (row["b"], row["metric"]) == ("text", metric)}
     own = {arm: pairs.get(f"{arm}-text") for arm in results.trained()}
-    gains = [f"{arm} {_signed(row)}" for arm, row in own.items() if row and row["difference"] is not None]
+    gains = [f"{arm} {signed(row)}" for arm, row in own.items() if row and row["difference"] is not None]
     if metric is None or not gains:
         return []
     words = f"{label(metric)} of each arm on text, against the text LLM: {', '.join(gains)}."
@@ -201,7 +216,7 @@ def _sentence(ours: str, theirs: str, rows: Sequence[Row]) -> dict[str, str]:
     )
     words = {"up": "better", "down": "worse", "open": "no clear difference"}
     parts = [
-        f"{label(row['metric'])} {words[direction]}, {_signed(row)}, adjusted p {_p(row['p_holm'])}"
+        f"{label(row['metric'])} {words[direction]}, {signed(row)}, adjusted p {_p(row['p_holm'])}"
         for row, direction in zip(rows, found, strict=True)
     ]
     return {"kind": kind, "text": f"{ours} against {theirs}: {'; '.join(parts)}."}
@@ -212,10 +227,6 @@ def _direction(row: Row) -> str:
     if row["p_holm"] is None or row["p_holm"] >= 0.05:
         return "open"
     return "up" if (row["difference"] > 0) == (row["metric"] not in LOWER_IS_BETTER) else "down"
-
-
-def _signed(row: Row) -> str:
-    return f"{row['difference']:+.3f} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
 
 
 def family_size(results: Results) -> int:

@@ -4,6 +4,7 @@ OUTPUT/evaluation.json              the model, how it answered, every figure
 OUTPUT/TASK/NAME.KEY.answers.jsonl  answers (append-only), a row each; KEY names task, data, model and settings
 OUTPUT/TASK/NAME.jsonl              the same as predictions: `rba score --task` takes them
 OUTPUT/TASK/NAME.json, NAME.md      scores
+OUTPUT/report/index.html            the page: figures, differences, samples with their clips
 
 NAME is the model's, or a reference's: text, own-reading, teacher, cascade, self-cascade; with a voice also NAME-spoken.
 Starting again goes on: what a journal holds is not asked again, whatever the limit was. Changed settings or data have
@@ -30,12 +31,14 @@ from rbalign.eval.score import load_rows
 from rbalign.eval.tasks.recognition import Recognition
 from rbalign.eval.tasks.registry import Task, tasks_named
 from rbalign.remote.client import Client
+from rbalign.report import benchmarks
 from rbalign.rundir.files import atomic_write, stable_hash
 from rbalign.rundir.run import lock_folder
 from rbalign.rundir.workers import workers_that_fit
 from rbalign.stages import smoke
 from rbalign.stages import tasks as scoring
 from rbalign.stages.answering import WORKER_BYTES, answering, whisper
+from rbalign.stages.evaluation_page import SUMMARY, Evaluation, compared, page_of, read_evaluation, side_by_side
 from rbalign.stages.exams import Exam, Settings, Wanted, exam_of, spoken
 from rbalign.stages.spoken_answers import ASR, check_voice, say_and_hear
 from rbalign.stages.subjects import Subject, subject_named
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from rbalign.config.sections import TeacherConfig
     from rbalign.speechlm.base import Policy
 
-SUMMARY = "evaluation.json"
 SPOKEN = "-spoken"
 """After the name of whoever's answers were said by a voice."""
 
@@ -109,6 +111,7 @@ class ModelEvaluation:
         if self.settings.voice is not None:
             check_voice(self.settings.voice)
         self._refuse_another_model()
+        self.baselines = [read_evaluation(folder) for folder in self.wanted.baselines]
 
     def _taught_by(self) -> TeacherConfig | None:
         if "teacher" in self.settings.references:
@@ -155,13 +158,12 @@ class ModelEvaluation:
         """Answer what has no answer yet, score, and write the summary; it as a value."""
         lock = lock_folder(self.output, "choose another --output")
         try:
-            self._write_summary([])
+            self._write(self._summary([]))
             self.speak()
             self._answer()
             if self.settings.voice is not None:
                 self._say(self.settings.voice)
-            scored = [one for exam in self.exams for one in self._score(exam)]
-            return self._write_summary(scored)
+            return self._conclude([one for exam in self.exams for one in self._score(exam)])
         finally:
             lock.release()
 
@@ -270,8 +272,8 @@ class ModelEvaluation:
         for heard in (False, True) if self.settings.voice else (False,):
             files = {name: self._predictions(exam, name, heard) for name in self.names}
             for name, file in files.items():
-                compared = exam.task.against and name != "text" and exam.prompts is None
-                opponent = files.get("text") if compared else None
+                against = exam.task.against and name != "text" and exam.prompts is None
+                opponent = self._reading(exam, files) if against else None
                 if exam.task.kind == "preference" and (opponent is None or self.settings.judge is None):
                     continue  # the answers are there: `rba score --task` compares them with anyone's
                 asked = scoring.read(
@@ -288,6 +290,16 @@ class ModelEvaluation:
                 )
                 recognised = self._recognised(exam, name) if heard else None
                 yield scoring.score(asked, heard=recognised, answered=self._described(exam, name))
+
+    def _reading(self, exam: Exam, files: Mapping[str, Path]) -> Path | None:
+        """The text LLM's answers: this evaluation's, else the first baseline's that asked as much of the same data."""
+        if "text" in files:
+            return files["text"]
+        for one in self.baselines:
+            found = one.scored.get(exam.task.name, {}).get("text")
+            if found and found["data"]["content"] == exam.content and one.covers(self.settings.limit):
+                return one.folder / exam.folder_name / "text.jsonl"
+        return None
 
     def _recognised(self, exam: Exam, name: str) -> Recognition:
         rows = {row["id"]: (row["errors"], row["words"]) for row in load_rows([self.heard_journal(exam, name)])}
@@ -321,8 +333,21 @@ class ModelEvaluation:
         who = self.subject.what if name == self.subject.name else f"{name}: {reader}"
         return {"by": who, "digest": self.subject.digest, "system": self.subject.system, **self._asked(exam)}
 
-    def _write_summary(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        summary = {
+    def _conclude(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Compare with everybody, write the summary and the page."""
+        by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for one in scored:
+            by_task.setdefault(one["task"], {})[one["model"]] = one
+        own = Evaluation(self.output, self._summary(scored), by_task)
+        models = side_by_side(own, self.baselines)
+        own.summary["comparisons"] = compared(own.name, models)
+        self._write(own.summary)
+        if scored:
+            benchmarks.build(self.output / "report", page_of(own, models, self.exams), self.wanted.page)
+        return own.summary
+
+    def _summary(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {
             "rbalign": __version__,
             "model": {"name": self.subject.name, "what": self.subject.what, "digest": self.subject.digest},
             "system": self.subject.system,
@@ -331,9 +356,10 @@ class ModelEvaluation:
             "limit": self.settings.limit,
             "figures": [{"model": one["model"], **figure} for one in scored for figure in one["figures"]],
         }
+
+    def _write(self, summary: Mapping[str, Any]) -> None:
         text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
         atomic_write(self.output / SUMMARY, text + "\n")
-        return summary
 
 
 def prepare(wanted: Wanted) -> ModelEvaluation:

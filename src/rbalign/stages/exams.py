@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rbalign.config.sections import Sampling
+from rbalign.config.sections import ReportConfig, Sampling
 from rbalign.errors import UsageError
 from rbalign.eval.tasks.clips import Clips, clips, of_dataset, planned
 from rbalign.eval.tasks.files import local_copy
@@ -21,7 +21,14 @@ from rbalign.types import Split
 
 Reference = Literal["text", "own-reading", "teacher", "cascade", "self-cascade"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
+SAMPLES = 12
+"""Of each task, on the page: about 15 MB of clips for all sets that ship."""
 GREEDY = Sampling(temperature=0.0, max_new_tokens=128)
+
+
+def folder_of(task: str) -> str:
+    """Of a task's results, in the folder of an evaluation."""
+    return task.replace(":", "-")
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,10 @@ class Wanted:
     teacher: str | None = None
     """Who answers as the reference `teacher`; None: whoever taught the run."""
     prompts: SpokenPrompts | None = None
+    baselines: tuple[Path, ...] = ()
+    """Folders of other models' evaluations, which this one is compared with."""
+    page: ReportConfig = field(default_factory=lambda: ReportConfig(samples=SAMPLES))
+    """How many instructions of each task the page shows."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class Exam:
     @property
     def folder_name(self) -> str:
         """Of the task's results."""
-        return self.task.name.replace(":", "-")
+        return folder_of(self.task.name)
 
     def responses(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Predictions in the order of the data: null for a failed item and for one whose clip cannot be had."""
