@@ -208,6 +208,21 @@ def test_answers_do_not_depend_on_the_batch():
     assert [a.heard for a in together] == [a.heard for a in alone]
 
 
+@pytest.mark.parametrize(("temperature", "asked"), [(0.0, 2), (0.7, 6)])
+def test_a_greedy_reader_answers_a_text_once_whatever_the_clip(monkeypatch, temperature, asked):
+    policy, sampled = new_policy(), []
+    sample = policy.sample
+    monkeypatch.setattr(
+        policy, "sample", lambda prompts, *a, **k: sampled.extend(prompts.rows) or sample(prompts, *a, **k)
+    )
+    items = every_view([example(i) for i in range(2)], by_example(view(i, v) for i in range(2) for v in range(3)))
+    answerer = answerers.TextAnswerer(policy, policy.params(temperature, 1.0, 6), 0)
+    found = [answer for half in (items[:2], items[2:]) for answer in answerer.answer(half)]
+    assert len(sampled) == asked
+    alone = [answerers.TextAnswerer(policy, answerer.params, 0).answer([item])[0] for item in items]
+    assert [answer.ids for answer in found] == [answer.ids for answer in alone]
+
+
 def finish_earlier_stages(run):
     """As if synth and align had just ended: what the chain asks before it lets anyone evaluate."""
     inputs = {}

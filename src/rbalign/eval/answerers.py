@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -62,18 +62,29 @@ class TextAnswerer:
     base: bool = False
     transcribe: Callable[[Sequence[View]], list[str]] | None = None
     """Where the words come from the clip. None reads the written instruction."""
+    greedy: dict[str, Answered] = field(default_factory=dict)
+    """Greedy answers by their words: five clips of an instruction are one request to a reader, and one answer."""
 
     def answer(self, items: Sequence[Item]) -> list[Answered]:
         """See `Answerer`."""
-        heard = self.transcribe([item.view for item in items]) if self.transcribe else None
-        read = heard if heard is not None else [item.example.instruction for item in items]
+        heard = self.transcribe([item.view for item in items]) if self.transcribe else [None] * len(items)
+        read = [text if text is not None else item.example.instruction for text, item in zip(heard, items, strict=True)]
         words = [item.written(text) for text, item in zip(read, items, strict=True)]
-        prompts = self.policy.text_prompts(words)
-        samples = self.policy.sample(prompts, self.params, _keys(items, self.seed), base=self.base)
-        return [
-            _answered(self.policy, own[0], text, heard[place] if heard is not None else None)
-            for place, (own, text) in enumerate(zip(samples, words, strict=True))
-        ]
+        if self.params.temperature == 0:
+            new = {text: item for text, item in zip(words, items, strict=True) if text not in self.greedy}
+            self.greedy.update(zip(new, self._sampled(list(new), list(new.values())), strict=True))
+            answers = [self.greedy[text] for text in words]
+        else:
+            answers = self._sampled(words, items)
+        return [replace(answer, heard=text) for answer, text in zip(answers, heard, strict=True)]
+
+    def _sampled(self, words: Sequence[str], items: Sequence[Item]) -> list[Answered]:
+        if not words:
+            return []
+        samples = self.policy.sample(
+            self.policy.text_prompts(words), self.params, _keys(items, self.seed), base=self.base
+        )
+        return [_answered(self.policy, own[0], text, None) for own, text in zip(samples, words, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ class ModelEvaluation:
     wanted: Wanted
     subject: Subject
     exams: Sequence[Exam]
+    baselines: Sequence[Evaluation] = ()
+    """Other models', read; workers, which only answer, have none."""
     names: Mapping[str, str] = field(init=False)
     """Who answers -> what of it is played or read."""
 
@@ -111,7 +113,6 @@ class ModelEvaluation:
         if self.settings.voice is not None:
             check_voice(self.settings.voice)
         self._refuse_another_model()
-        self.baselines = [read_evaluation(folder) for folder in self.wanted.baselines]
 
     def _taught_by(self) -> TeacherConfig | None:
         if "teacher" in self.settings.references:
@@ -364,13 +365,14 @@ class ModelEvaluation:
 
 def prepare(wanted: Wanted) -> ModelEvaluation:
     """Check everything that can be refused before any work; nothing is written."""
-    return _of_subject(wanted, subject_named(wanted.model, wanted.system))
+    baselines = [read_evaluation(folder) for folder in wanted.baselines]
+    return _of_subject(wanted, subject_named(wanted.model, wanted.system), baselines)
 
 
-def _of_subject(wanted: Wanted, subject: Subject) -> ModelEvaluation:
+def _of_subject(wanted: Wanted, subject: Subject, baselines: Sequence[Evaluation] = ()) -> ModelEvaluation:
     prompts = wanted.prompts.read() if wanted.prompts else None
     exams = [exam_of(task, wanted.data.get(task.name), wanted.settings, prompts) for task in tasks_named(wanted.tasks)]
-    return ModelEvaluation(wanted, subject, exams)
+    return ModelEvaluation(wanted, subject, exams, baselines)
 
 
 def _reopen(wanted: Wanted, subject: Subject) -> tuple[LocalAnswering, list[Work]]:
