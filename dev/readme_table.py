@@ -1,4 +1,5 @@
-"""Write the tables of README.md and docs/objectives.md from results/ and the connector's quality.json, never by hand.
+"""Write the tables of README.md, docs/objectives.md and docs/evaluation.md from results/ and the connector's
+quality.json, never by hand.
 
 python dev/readme_table.py            # rewrite
 python dev/readme_table.py --check    # exit 1 if they are not what it would write
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from rbalign.data.signatures import Signatures
+from rbalign.report.benchmarks import called
 from rbalign.report.pivot import Results, label
 from rbalign.report.tables import main_table, training_table, verdict
 
@@ -16,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 SIDES = ("WER of heard", "request's words")
 """Columns that README shows beside the headlines and their sides."""
 ADJUSTED = 0.05
+BESIDE = ("cross_view", "floor", "ceiling", "words")
+"""What stands behind consistency; the pages of `rba eval --model` have it."""
 SHIPPED = ROOT / "src" / "rbalign" / "speechlm" / "shipped"
 
 
@@ -141,6 +145,52 @@ def costs(measured: dict) -> str:
     return "\n".join(lines)
 
 
+def smoke(measured: dict) -> str:
+    """Every figure of the smoke tasks by model, and the arms' differences (benchmarks/smoke.py)."""
+    (row,) = measured["rows"]
+    figures = {
+        (figure["task"], called(figure), figure["model"]): figure
+        for figure in row["figures"]
+        if figure["value"] is not None
+        and figure["metric"] not in BESIDE
+        and not (figure["task"] == "smoke-if" and figure["part"])
+        and figure["part"] != "wordllama"
+    }
+    models = row["models"]
+    said = (
+        f"`{measured['command']}`; {measured['machine']}. Greedy, at most {row['max_new_tokens']} tokens. "
+        "95 % intervals over instructions, whose number is n."
+    )
+    lines = ["| task | figure | n | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 3)]
+    for task, name in dict.fromkeys(key[:-1] for key in figures):
+        own = [figures.get((task, name, model)) for model in models]
+        known = next(figure for figure in own if figure)
+        shown = " | ".join(spread(figure, "value", known["unit"]) if figure else "" for figure in own)
+        lines.append(f"| {task.removeprefix('smoke-')} | {name} | {known['n']} | {shown} |")
+    return "\n".join([said, "", *lines, "", *smoke_differences(row["differences"])])
+
+
+def smoke_differences(rows: list[dict]) -> list[str]:
+    """Those of the headline figures, a pair of arms in a column."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        mark = "**" if row["p_holm"] < ADJUSTED else ""
+        shown = f"{mark}{spread(row, 'difference', '%', '+')}{mark}"
+        found.setdefault((row["task"], row["metric"]), {})[f"{row['a']} minus {row['b']}"] = shown
+    pairs = list(dict.fromkeys(pair for cells in found.values() for pair in cells))
+    lines = [f"| task | figure | {' | '.join(pairs)} |", "|" + "---|" * (len(pairs) + 2)]
+    for (task, metric), cells in found.items():
+        lines.append(f"| {task.removeprefix('smoke-')} | {metric} | {' | '.join(cells.get(p, '') for p in pairs)} |")
+    return [*lines, "", "Bold = p below 0.05 after Holm's adjustment over all of these."]
+
+
+def spread(row: dict, value: str, unit: str, sign: str = "") -> str:
+    """`62.4 (56.2 to 68.2)`: one decimal of percents, two of the rest."""
+    places = 1 if unit == "%" else 2
+    low, high = (f"{row[name]:{sign}.{places}f}" for name in ("ci_low", "ci_high"))
+    return f"{row[value]:{sign}.{places}f} ({low} to {high})"
+
+
 def between(text: str, mark: str, content: str) -> str:
     """The text with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
     before, rest = text.split(f"<!-- {mark} -->")
@@ -148,27 +198,37 @@ def between(text: str, mark: str, content: str) -> str:
     return f"{before}<!-- {mark} -->\n\n{content}\n\n<!-- /{mark} -->{after}"
 
 
+def told(path: Path) -> dict:
+    """What a committed file of results says."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pages() -> dict[Path, dict[str, str]]:
+    """What stands between which marks of which page."""
+    results = ROOT / "results"
+    mlp = results / "hearing-mlp.json"
+    files = sorted({*results.glob("*.json")} - {mlp}, key=lambda path: (path.stem != "quickstart", path.stem))
+    facts = [told(SHIPPED / name) for name in ("counts.json", "quality.json")]
+    return {
+        ROOT / "README.md": {
+            "results": "\n\n".join(section(path.stem, told(path)) for path in files),
+            "hearing": hearing(*facts, told(mlp) if mlp.is_file() else None),
+        },
+        ROOT / "docs" / "objectives.md": {"costs": costs(told(results / "benchmarks" / "updates.json"))},
+        ROOT / "docs" / "evaluation.md": {"smoke": smoke(told(results / "benchmarks" / "smoke.json"))},
+    }
+
+
 def main() -> None:
-    """Rewrite README.md and docs/objectives.md between the marks, or check that they are current."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    mlp = ROOT / "results" / "hearing-mlp.json"
-    files = sorted(
-        {*(ROOT / "results").glob("*.json")} - {mlp}, key=lambda path: (path.stem != "quickstart", path.stem)
-    )
-    tables = [section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files]
-    wanted = between(text, "results", "\n\n".join(tables))
-    facts = [json.loads((SHIPPED / name).read_text(encoding="utf-8")) for name in ("counts.json", "quality.json")]
-    wanted = between(
-        wanted, "hearing", hearing(*facts, json.loads(mlp.read_text(encoding="utf-8")) if mlp.is_file() else None)
-    )
-    page = ROOT / "docs" / "objectives.md"
-    measured = json.loads((ROOT / "results" / "benchmarks" / "updates.json").read_text(encoding="utf-8"))
-    told = between(before := page.read_text(encoding="utf-8"), "costs", costs(measured))
-    if "--check" in sys.argv:
-        sys.exit((wanted, told) != (text, before) and "not current: python dev/readme_table.py")
-    readme.write_text(wanted, encoding="utf-8")
-    page.write_text(told, encoding="utf-8")
+    """Rewrite the pages between the marks, or check that they are current."""
+    for page, marks in pages().items():
+        before = text = page.read_text(encoding="utf-8")
+        for mark, content in marks.items():
+            text = between(text, mark, content)
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+        elif text != before:
+            sys.exit(f"{page.name} is not current: python dev/readme_table.py")
 
 
 if __name__ == "__main__":

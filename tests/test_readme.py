@@ -6,7 +6,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import pytest
 from typer.main import get_command
 
 from rbalign.cli.main import app
@@ -23,9 +22,7 @@ def blocks(language):
 
 def test_result_tables_are_those_of_the_committed_files(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["readme_table.py", "--check"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "dev" / "readme_table.py"), run_name="__main__")
-    assert not end.value.code
+    runpy.run_path(str(ROOT / "dev" / "readme_table.py"), run_name="__main__")  # SystemExit names a page
 
 
 def test_recipes_parse(tmp_path):

@@ -125,8 +125,9 @@ def _context(shown: Evaluated) -> dict[str, Any]:
 
 
 def called(figure: Row) -> str:
-    """A figure's metric and part for people: `accuracy clean, %`."""
-    words = " ".join(filter(None, (figure["metric"], figure["part"]))).replace("_", " ")
+    """A figure's metric and part for people: `accuracy clean, %`. Whose voice is the worst differs between models."""
+    part = "" if figure["metric"] == "worst_voice" else figure["part"]
+    words = " ".join(filter(None, (figure["metric"], part))).replace("_", " ")
     return f"{words}, %" if figure["unit"] == "%" else words
 
 

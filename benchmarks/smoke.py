@@ -1,0 +1,67 @@
+"""The arms of a run on every smoke task, with the written request as reference.
+
+python benchmarks/smoke.py [runs/laptop] [--arms sft,rba-single] [--references text,cascade] [--limit N]
+
+`rba eval --model` of the run's start, then of each arm with those before it as baselines: every figure, and the
+differences between arms by instruction. Answers are greedy. Holm's adjustment is over the headlines of all pairs of
+arms. It goes on where it was stopped: what is answered stays. One JSON line.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from rbalign.eval.stats import holm
+
+BASE = "base"
+JUDGE = "minilm"
+"""An embedder that no recipe takes as a reward: whose answer is nearer to the reference."""
+
+
+def evaluated(options, arm, before):
+    """evaluation.json of an arm, with models by the names of arms."""
+    words = ["--tasks", "smoke", "--max-new-tokens", options.max_new_tokens, "--batch-size", options.batch_size]
+    words += ["--limit", options.limit] if options.limit else []
+    words += ["--baselines", ",".join(str(options.output / name) for name in before)] if before else []
+    words += ["--references", options.references] if arm == BASE else []
+    words += ["--judge", JUDGE, "--output", options.output / arm]
+    command = [sys.executable, "-m", "rbalign", "eval", "--model", f"{options.run}:{arm}", *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    text = (options.output / arm / "evaluation.json").read_text(encoding="utf-8")
+    return json.loads(re.sub(rf'"{re.escape(options.run.name)}-([a-z-]+?)(-s\d+)?"', r'"\1"', text))
+
+
+def main():
+    """Evaluate, compare; one JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/laptop"))
+    parser.add_argument("--arms", default="sft,rba-single")
+    parser.add_argument("--references", default="text,cascade")
+    parser.add_argument("--output", type=Path, help="default: RUN/smoke")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    options = parser.parse_args()
+    options.output = options.output or options.run / "smoke"
+    arms = [BASE, *options.arms.split(",")]
+    found = {arm: evaluated(options, arm, arms[:place]) for place, arm in enumerate(arms)}
+    differences = [row for one in found.values() for row in one["comparisons"] if row["b"] in arms]
+    tested = [row for row in differences if row["headline"]]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = round(adjusted, 4)
+    result = {
+        "name": f"smoke tasks, {', '.join(arms)} of {options.run.name}",
+        "limit": options.limit,
+        "max_new_tokens": options.max_new_tokens,
+        "models": [*options.references.split(","), *arms],
+        "figures": [figure for one in found.values() for figure in one["figures"]],
+        "differences": tested,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
