@@ -1,11 +1,12 @@
 """Fused decode loop beside transformers' own sampling: same model, prompts and number of tokens; interleaved, medians.
 
-    python benchmarks/sampler.py [--batch 32 64] [--new 48] [--rounds 3] [--threads 2]
+    python benchmarks/sampler.py [--batch 32 64] [--samples 1 4] [--new 48] [--rounds 3] [--threads 2]
 
+A batch is so many samples: each of a prompt of its own, and four of each prompt, as objectives over groups draw them.
 Theirs is `generate(do_sample=True)` as a user calls it: for the tokens alone, and for the log-prob of every token as
 well, which training needs and ours always returns. At temperature 1 without a cut, as objectives sample, and at
 temperature 0.7 with top-p 0.95, as recipes have teachers and arms answer. The floor is the arithmetic alone: the same
-matrix products on the same shapes and in the faster of their two layouts, nothing else, and nothing of the prompts.
+matrix products with the same packed weights, nothing else, and nothing of the prompts.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import statistics
 import time
 from functools import partial
+from itertools import product as pairs
 
 import torch
 from transformers import GenerationConfig
@@ -21,6 +23,7 @@ from rbalign import assets
 from rbalign.keys import Key
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.load import load_lm
+from rbalign.lm.products import packed, product
 from rbalign.lm.sampler import SamplingParams
 from rbalign.teacher.local import LocalTeacher
 
@@ -39,18 +42,18 @@ def seconds(action):
 
 def floor(model, batch, new):
     """The products of `new` decode steps: (batch, D) times every linear weight of the decoder and the output layer."""
-    weights = [m.weight.t().contiguous() for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {len(w): torch.randn(batch, len(w)) for w in weights}
+    weights = [packed(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {w.shape[1]: torch.randn(batch, w.shape[1]) for w in weights}
 
     def run():
         for _ in range(new):
             for weight in weights:
-                inputs[len(weight)] @ weight
+                product(inputs[weight.shape[1]], weight)
 
     return run
 
 
-def generate(model, prompts, params, logprobs):
+def generate(model, prompts, params, samples, logprobs):
     """The prompts as a left-padded batch of ids, sampled by transformers. No end token: equal work."""
     rows = [torch.cat([prompts.shared, row]) for row in prompts.rows]
     width = max(map(len, rows))
@@ -58,7 +61,7 @@ def generate(model, prompts, params, logprobs):
     mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=params.temperature, top_p=params.top_p, top_k=0,
-        max_new_tokens=params.max_new_tokens, pad_token_id=0,
+        num_return_sequences=samples, max_new_tokens=params.max_new_tokens, pad_token_id=0,
     )  # fmt: skip
     made = model.generate(
         input_ids=ids, attention_mask=mask, output_logits=logprobs, return_dict_in_generate=True
@@ -70,13 +73,14 @@ def generate(model, prompts, params, logprobs):
         torch.stack([logits.log_softmax(-1).gather(1, own[:, None])[:, 0] for logits, own in steps], dim=1)
 
 
-def row(lm, prompts, params, options, wanted):
+def row(lm, prompts, params, options, samples, wanted):
     """Ours, theirs and the floor in turn; the first round warms up."""
-    batch, fused = len(prompts.rows), FusedSampler(lm.model)
-    keys = [[Key(0, "bench", example=str(i))] for i in range(batch)]
+    fused = FusedSampler(lm.model)
+    keys = [[Key(0, "bench", example=str(i), sample=j) for j in range(samples)] for i in range(len(prompts.rows))]
+    batch = len(keys) * samples
     actions = {
         "ours": partial(fused.sample, prompts, params, keys),
-        "theirs": partial(generate, lm.model, prompts, params, wanted != "tokens"),
+        "theirs": partial(generate, lm.model, prompts, params, samples, wanted != "tokens"),
         "floor": floor(lm.model, batch, options.new),
     }
     times = {name: [] for name in actions}
@@ -86,9 +90,9 @@ def row(lm, prompts, params, options, wanted):
                 times[name].append(seconds(action))
     rate = {name: round(batch * options.new / statistics.median(own[1:]), 1) for name, own in times.items()}
     ratios = [t / o for o, t in zip(times["ours"][1:], times["theirs"][1:], strict=True)]
-    how = f"temperature {params.temperature:g}, top-p {params.top_p:g}"
+    how = f"{len(keys)} x {samples}, temperature {params.temperature:g}, top-p {params.top_p:g}"
     return {
-        "name": f"sampler batch {batch}, {how}, {wanted}, {options.new} new tokens, {options.threads} threads",
+        "name": f"sampler batch {batch} = {how}, {wanted}, {options.new} new tokens, {options.threads} threads",
         "unit": "tokens/s",
         "ours": rate["ours"],
         "theirs": rate["theirs"],
@@ -102,6 +106,7 @@ def main():
     """A JSON line for each batch size and setting."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -113,9 +118,9 @@ def main():
     for temperature, top_p in SETTINGS:
         params = SamplingParams(options.new, temperature=temperature, top_p=top_p, stop_ids=())
         for batch in options.batch:
-            prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch)], None)
-            for wanted in options.wanted:
-                print(json.dumps(row(lm, prompts, params, options, wanted)), flush=True)
+            for samples, wanted in pairs(options.samples, options.wanted):
+                prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch // samples)], None)
+                print(json.dumps(row(lm, prompts, params, options, samples, wanted)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Instructions a second of `rba synth`'s writing half on every core, embedded teacher: alone, and with answers.
+"""Accepted instructions a second of `rba synth`'s writing half, embedded teacher, beside Magpie as users have it today.
 
-python benchmarks/synth.py [--candidates 800] [--workers 0] [--rounds 2]
+python benchmarks/synth.py [--candidates 384] [--workers 0] [--rounds 2]
 
-Theirs is Magpie as distilabel's TransformersLLM does it: batches of 64 through transformers' `generate` on every core,
-the same weights, prompts, limits and filters, every instruction answered before it is judged. Rounds are interleaved,
-medians shown. The floor is tokens: every candidate costs its own and its answer's, and most do not end within their
-limit.
+Theirs is distilabel's Magpie on its TransformersLLM (`pip install -e ".[benchmark]"`), which gives the pipeline one
+prompt at a time; and, stronger but shipped by nobody, the same method in batches of 64 through transformers'
+`generate`. All use every core, the same weights, prompts, limits and filters; instructions and answers are sampled
+alike, for distilabel knows one setting. Alone, and with answers: theirs answer every instruction before any is judged.
+Rounds are interleaved, medians shown. The floor is tokens: every candidate costs its own and its answer's.
 """
 
 import argparse
@@ -18,17 +19,22 @@ from contextlib import closing
 from itertools import count
 
 import torch
+from distilabel.models.llms import TransformersLLM
+from distilabel.steps.tasks import Magpie
 
 from rbalign.assets import model_folder
-from rbalign.config.sections import TeacherConfig
-from rbalign.config.synth import SynthConfig
+from rbalign.config.sections import Sampling, TeacherConfig
+from rbalign.config.synth import SynthConfig, Writing
 from rbalign.lm.load import load_lm
 from rbalign.lm.templates import chat_ids, end_ids, prequery_ids
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.write import write_many
 from rbalign.types import StopReason
 
-BATCH = 64
+BATCH, DISTILABEL_BATCH = 64, 16
+DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+"""Of the embedded teacher's template, where it answers under a system prompt of ours."""
+ALIKE = {"temperature": 1.0, "top_p": 0.99, "max_new_tokens": 64}
 
 
 def measure(config, candidates, workers):
@@ -59,66 +65,104 @@ def rates(acceptance, elapsed):
     }
 
 
-def measure_generate(config, candidates):
-    """The same with transformers' `generate`, after a batch that is not counted."""
-    lm = load_lm(model_folder(TeacherConfig().model))
-    ends, acceptance, start = end_ids(lm.tokenizer), Acceptance(config), 0.0
-    prefix = prequery_ids(lm.tokenizer, config.system)
-    torch.manual_seed(0)
-    for number in count(-1):
-        texts = generated(lm, [prefix] * BATCH, config.instruction, ends)
-        prompts = [chat_ids(lm.tokenizer, text, config.answer_system) for text, _ in texts]
-        answers = generated(lm, prompts, config.answer, ends) if config.answers else [("", None)] * BATCH
-        if number < 0:
+def judged(config, candidates, batches):
+    """Batches of drafts, the first of which warms up, until `candidates` are judged."""
+    acceptance, start = Acceptance(config), 0.0
+    for number, drafts in enumerate(batches):
+        if number == 0:
             start = time.perf_counter()
             continue
-        for place, ((text, stop), (answer, answer_stop)) in enumerate(zip(texts, answers, strict=True)):
-            draft = {"id": f"{number}-{place}", "text": text, "stop": stop}
-            acceptance.add(draft | ({"answer": answer, "answer_stop": answer_stop} if config.answers else {}))
+        for place, draft in enumerate(drafts):
+            acceptance.add({"id": f"{number}-{place}", **draft})
         if acceptance.seen >= candidates:
-            return rates(acceptance, time.perf_counter() - start)
-    raise AssertionError
+            break
+    return rates(acceptance, time.perf_counter() - start)
 
 
-def generated(lm, prompts, sampling, ends):
+def distilabel(config):
+    """Batches of drafts by distilabel's Magpie; whole is what ended before the limit."""
+    folder = str(model_folder(TeacherConfig().model))
+    tokenizer = load_lm(folder).tokenizer
+    llm = TransformersLLM(
+        model=folder, torch_dtype="float32", device="cpu", use_magpie_template=True,
+        magpie_pre_query_template=tokenizer.decode(prequery_ids(tokenizer, config.system)),
+        chat_template=tokenizer.chat_template.replace(DEFAULT_SYSTEM, config.answer_system),
+        generation_kwargs=ALIKE | {"repetition_penalty": 1.0},
+    )  # fmt: skip
+    magpie = Magpie(llm=llm, n_turns=1, only_instruction=not config.answers)
+    magpie.load()
+    while True:
+        rows = next(magpie.process([{}] * DISTILABEL_BATCH))
+        yield [drafted([row["instruction"], row.get("response")], ended(row["distilabel_metadata"])) for row in rows]
+
+
+def ended(metadata):
+    """How the instruction, and the answer, ended."""
+    (told,) = metadata.values()
+    return [StopReason.END if made < ALIKE["max_new_tokens"] else StopReason.LENGTH for made in told["output_tokens"]]
+
+
+def drafted(texts, stops):
+    """What acceptance judges: an instruction, or one with its answer."""
+    draft = {"text": texts[0].strip(), "stop": str(stops[0])}
+    return draft | ({"answer": texts[1].strip(), "answer_stop": str(stops[1])} if len(stops) == 2 else {})
+
+
+def batched(config):
+    """The same by transformers' `generate`."""
+    lm = load_lm(model_folder(TeacherConfig().model))
+    ends, prefix = end_ids(lm.tokenizer), prequery_ids(lm.tokenizer, config.system)
+    torch.manual_seed(0)
+    while True:
+        parts = [generated(lm, [prefix] * BATCH, ends)]
+        if config.answers:
+            prompts = [chat_ids(lm.tokenizer, text, config.answer_system) for text, _ in parts[0]]
+            parts.append(generated(lm, prompts, ends))
+        yield [drafted(*zip(*row, strict=True)) for row in zip(*parts, strict=True)]
+
+
+def generated(lm, prompts, ends):
     """(text, stop) of each prompt, left-padded as a batch."""
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     made = lm.model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p,
-        top_k=0, max_new_tokens=sampling.max_new_tokens, eos_token_id=list(ends), pad_token_id=ends[0],
+        input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, eos_token_id=list(ends), pad_token_id=ends[0],
+        **ALIKE,
     )[:, width:]  # fmt: skip
-    stops = [str(StopReason.END if set(row.tolist()) & set(ends) else StopReason.LENGTH) for row in made]
-    return list(
-        zip((text.strip() for text in lm.tokenizer.batch_decode(made, skip_special_tokens=True)), stops, strict=True)
-    )
+    stops = [StopReason.END if set(row.tolist()) & set(ends) else StopReason.LENGTH for row in made]
+    return list(zip(lm.tokenizer.batch_decode(made, skip_special_tokens=True), stops, strict=True))
+
+
+THEIRS = {"distilabel": (distilabel, 4), "generate": (batched, 2)}
+"""Whose batches, and how many times fewer candidates than ours they write: rates are flat, and theirs are slow."""
 
 
 def main():
-    """Both modes, ours and theirs in turn; one JSON line."""
+    """Both modes, everyone in turn; one JSON line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--candidates", type=int, default=800)
+    parser.add_argument("--candidates", type=int, default=384)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     workers = options.workers or os.cpu_count() or 1
-    endless = 10 * options.candidates
-    alone = SynthConfig(train=endless, validation=0, test=0, answers=False)
+    alone = SynthConfig(
+        train=10 * options.candidates, validation=0, test=0, answers=False,
+        instruction=Writing(**ALIKE), answer=Sampling(**ALIKE),
+    )  # fmt: skip
     result = {"name": f"synth, {workers} workers"}
-    for name, config in (
-        ("instructions alone", alone),
-        ("with complete answers", alone.model_copy(update={"answers": True})),
-    ):
-        ours, theirs = [], []
+    for name, answers in (("instructions alone", False), ("with complete answers", True)):
+        config = alone.model_copy(update={"answers": answers})
+        rounds = {who: [] for who in ("ours", *THEIRS)}
         for _ in range(options.rounds):
-            ours.append(measure(config, options.candidates, workers))
-            theirs.append(measure_generate(config, options.candidates))
-        speeds = [[row["accepted a second"] for row in rows] for rows in (ours, theirs)]
-        medians = [statistics.median(own) for own in speeds]
+            rounds["ours"].append(measure(config, options.candidates, workers))
+            for who, (batches, fewer) in THEIRS.items():
+                rounds[who].append(judged(config, options.candidates // fewer, batches(config)))
+        speeds = {who: [row["accepted a second"] for row in rows] for who, rows in rounds.items()}
+        medians = {who: statistics.median(own) for who, own in speeds.items()}
         result[name] = {
-            "ours": ours[-1], "theirs": theirs[-1], "accepted a second, ours": speeds[0],
-            "accepted a second, theirs": speeds[1], "ratio": round(medians[0] / medians[1], 2),
+            **{who: rows[-1] for who, rows in rounds.items()}, "accepted a second": speeds,
+            "ratio": {who: round(medians["ours"] / medians[who], 2) for who in THEIRS},
         }  # fmt: skip
     sys.stdout.write(json.dumps(result) + "\n")
 

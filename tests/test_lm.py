@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rbalign.keys import Key, uniforms
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logprobs
+from rbalign.lm.products import packed, product
 from rbalign.lm.sampler import (
     TEMPERATURE_AT,
     TOP_P_AT,
@@ -157,6 +158,15 @@ def test_lora_is_merged_at_refresh(tiny_llama):
         torch.testing.assert_close(a.logprobs, b.logprobs, atol=1e-4, rtol=0)
     base = FusedSampler(tiny_llama).sample(p, params, k)
     assert any(a[0].logprobs.tolist() != b[0].logprobs.tolist() for a, b in zip(base, got, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(1,), (7,), (3, 50)])
+def test_products_with_packed_weights_are_products(rows, dtype):
+    torch.manual_seed(0)
+    x, weight = torch.randn(*rows, 24, dtype=dtype), torch.randn(24, 40, dtype=dtype).t()
+    assert packed(weight).is_mkldnn == (dtype == torch.float32 and torch.backends.mkldnn.is_available())
+    torch.testing.assert_close(product(x, packed(weight)), x @ weight.t(), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)
