@@ -17,7 +17,7 @@ from functools import partial
 from itertools import product as pairs
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rbalign import assets
 from rbalign.keys import Key
@@ -73,14 +73,14 @@ def generate(model, prompts, params, samples, logprobs):
         torch.stack([logits.log_softmax(-1).gather(1, own[:, None])[:, 0] for logits, own in steps], dim=1)
 
 
-def row(lm, prompts, params, options, samples, wanted):
-    """Ours, theirs and the floor in turn; the first round warms up."""
+def row(lm, released, prompts, params, options, samples, wanted):
+    """Ours, theirs (`released` is transformers' own) and the floor in turn; the first round warms up."""
     fused = FusedSampler(lm.model)
     keys = [[Key(0, "bench", example=str(i), sample=j) for j in range(samples)] for i in range(len(prompts.rows))]
     batch = len(keys) * samples
     actions = {
         "ours": partial(fused.sample, prompts, params, keys),
-        "theirs": partial(generate, lm.model, prompts, params, samples, wanted != "tokens"),
+        "theirs": partial(generate, released, prompts, params, samples, wanted != "tokens"),
         "floor": floor(lm.model, batch, options.new),
     }
     times = {name: [] for name in actions}
@@ -113,14 +113,15 @@ def main():
     parser.add_argument("--wanted", nargs="+", choices=WANTED, default=WANTED)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lm = load_lm(assets.folder("smollm2-135m-instruct"))
+    lm = load_lm(folder := assets.folder("smollm2-135m-instruct"))
+    released = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     teacher = LocalTeacher(lm)
     for temperature, top_p in SETTINGS:
         params = SamplingParams(options.new, temperature=temperature, top_p=top_p, stop_ids=())
         for batch in options.batch:
             for samples, wanted in pairs(options.samples, options.wanted):
                 prompts = teacher.prompts([QUESTIONS[i % 2] for i in range(batch // samples)], None)
-                print(json.dumps(row(lm, prompts, params, options, samples, wanted)), flush=True)
+                print(json.dumps(row(lm, released, prompts, params, options, samples, wanted)), flush=True)
 
 
 if __name__ == "__main__":

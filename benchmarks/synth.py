@@ -21,11 +21,12 @@ from itertools import count
 import torch
 from distilabel.models.llms import TransformersLLM
 from distilabel.steps.tasks import Magpie
+from transformers import AutoModelForCausalLM
 
 from rbalign.assets import model_folder
 from rbalign.config.sections import Sampling, TeacherConfig
 from rbalign.config.synth import SynthConfig, Writing
-from rbalign.lm.load import load_lm
+from rbalign.lm.load import load_tokenizer
 from rbalign.lm.templates import chat_ids, end_ids, prequery_ids
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.write import write_many
@@ -82,7 +83,7 @@ def judged(config, candidates, batches):
 def distilabel(config):
     """Batches of drafts by distilabel's Magpie; whole is what ended before the limit."""
     folder = str(model_folder(TeacherConfig().model))
-    tokenizer = load_lm(folder).tokenizer
+    tokenizer = load_tokenizer(folder)
     llm = TransformersLLM(
         model=folder, torch_dtype="float32", device="cpu", use_magpie_template=True,
         magpie_pre_query_template=tokenizer.decode(prequery_ids(tokenizer, config.system)),
@@ -110,28 +111,29 @@ def drafted(texts, stops):
 
 def batched(config):
     """The same by transformers' `generate`."""
-    lm = load_lm(model_folder(TeacherConfig().model))
-    ends, prefix = end_ids(lm.tokenizer), prequery_ids(lm.tokenizer, config.system)
+    folder = model_folder(TeacherConfig().model)
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ends, prefix = end_ids(tokenizer), prequery_ids(tokenizer, config.system)
     torch.manual_seed(0)
     while True:
-        parts = [generated(lm, [prefix] * BATCH, ends)]
+        parts = [generated(model, tokenizer, [prefix] * BATCH, ends)]
         if config.answers:
-            prompts = [chat_ids(lm.tokenizer, text, config.answer_system) for text, _ in parts[0]]
-            parts.append(generated(lm, prompts, ends))
+            prompts = [chat_ids(tokenizer, text, config.answer_system) for text, _ in parts[0]]
+            parts.append(generated(model, tokenizer, prompts, ends))
         yield [drafted(*zip(*row, strict=True)) for row in zip(*parts, strict=True)]
 
 
-def generated(lm, prompts, ends):
+def generated(model, tokenizer, prompts, ends):
     """(text, stop) of each prompt, left-padded as a batch."""
     width = max(map(len, prompts))
     ids = torch.tensor([[ends[0]] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    made = lm.model.generate(
+    made = model.generate(
         input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, eos_token_id=list(ends), pad_token_id=ends[0],
         **ALIKE,
     )[:, width:]  # fmt: skip
     stops = [StopReason.END if set(row.tolist()) & set(ends) else StopReason.LENGTH for row in made]
-    return list(zip(lm.tokenizer.batch_decode(made, skip_special_tokens=True), stops, strict=True))
+    return list(zip(tokenizer.batch_decode(made, skip_special_tokens=True), stops, strict=True))
 
 
 THEIRS = {"distilabel": (distilabel, 4), "generate": (batched, 2)}

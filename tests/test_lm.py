@@ -1,5 +1,7 @@
 """Samplers, templates and log-probs on a tiny random Llama; the embedded teacher is checked in test_teacher."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rbalign.keys import Key, uniforms
 from rbalign.lm.fused import FusedSampler
 from rbalign.lm.logprobs import completion_logprobs
-from rbalign.lm.products import packed, product
+from rbalign.lm.products import Linear, by_products, packed, product
 from rbalign.lm.sampler import (
     TEMPERATURE_AT,
     TOP_P_AT,
@@ -141,8 +143,6 @@ def test_shared_prefix_is_computed_once(tiny_llama):
 
 
 def test_lora_is_merged_at_refresh(tiny_llama):
-    from copy import deepcopy
-
     from peft import LoraConfig, inject_adapter_in_model
 
     model = inject_adapter_in_model(
@@ -167,6 +167,27 @@ def test_products_with_packed_weights_are_products(rows, dtype):
     x, weight = torch.randn(*rows, 24, dtype=dtype), torch.randn(24, 40, dtype=dtype).t()
     assert packed(weight).is_mkldnn == (dtype == torch.float32 and torch.backends.mkldnn.is_available())
     torch.testing.assert_close(product(x, packed(weight)), x @ weight.t(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_by_products_have_the_same_gradients(bias, frozen):
+    torch.manual_seed(0)
+    usual = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=bias), torch.nn.SiLU(), torch.nn.Linear(40, 3, bias=bias))
+    ours = deepcopy(usual)
+    by_products(ours)
+    assert {type(layer) for layer in ours} == {Linear, torch.nn.SiLU}
+    x, gradient, found = torch.randn(2, 7, 24), torch.randn(2, 7, 3), []
+    for model in (usual, ours):
+        model.requires_grad_(not frozen)
+        own = x.clone().requires_grad_()
+        model(own).backward(gradient)
+        found.append([own.grad, *(parameter.grad for parameter in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        if a is None:
+            assert frozen and b is None
+        else:
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)

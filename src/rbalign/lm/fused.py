@@ -1,7 +1,7 @@
 """A decode loop for Llama-class models: preallocated cache, fused projections, shared prefix once, finished rows out.
 
-Floor for SmolLM2-135M in float32: 2 x 134.5 M multiply-adds a token, about 1,000 tokens a second in a batch of 32 on two
-cores of an AMD EPYC (Zen 5). benchmarks/sampler.py measures the distance and the ratio to `generate`.
+Floor for SmolLM2-135M in float32: 2 x 134.5 M multiply-adds a token, about 1,000 tokens a second in a batch of 32 on
+two cores of an AMD EPYC (Zen 5). benchmarks/sampler.py measures the distance and the ratio to `generate`.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def load_weights(folder: Path, loader: Any, *, exact: bool = False, **settings: 
     """
     import torch
 
+    from rbalign.lm.products import by_products
+
     settings |= {"dtype": torch.float32, "local_files_only": True, **OWN_CODE}
     model, told = loader.from_pretrained(folder, output_loading_info=True, **settings)
     if told["missing_keys"]:  # transformers would go on with random ones
@@ -82,6 +84,7 @@ def load_weights(folder: Path, loader: Any, *, exact: bool = False, **settings: 
             f"{folder} holds {len(more)} weights that {type(model).__name__} has no place for, first {more[0]}",
             "give a folder that was saved from that very class",
         )
+    by_products(model)
     return model
 
 

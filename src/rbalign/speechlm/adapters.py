@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rbalign.lm.products import linear
 from rbalign.speechlm.configuration import RbaSpeechConfig
 from rbalign.speechlm.ctc import segments
 from rbalign.speechlm.encoder import EncoderStates
@@ -108,7 +109,7 @@ class CtcAdapter(nn.Module):
         """
         clips = []
         for index, length in enumerate(frames.lengths.tolist()):
-            logits = (frames.hidden[index, :length].to(table.dtype) @ table.T).float()
+            logits = linear(frames.hidden[index, :length].to(table.dtype), table).float()
             normaliser = logits.logsumexp(-1)
             blank = torch.sigmoid(frames.blank[index, :length].float() - normaliser)
             tokens = (logits - normaliser[:, None]).exp()
@@ -133,7 +134,7 @@ class CtcAdapter(nn.Module):
         table, spoken = self.tables(embedding)
         slots = self.slots(self.frames(states), table)
         tokens = fusion.fused(slots, paths or fusion.best_paths(slots)) if fusion else [clip.tokens for clip in slots]
-        return [own.to(spoken.dtype) @ spoken for own in tokens]
+        return [linear(own.to(spoken.dtype), spoken.T) for own in tokens]
 
     @torch.no_grad()
     def hear(self, states: EncoderStates, embedding: Tensor, fusion: Fusion | None = None) -> list[Tensor]:

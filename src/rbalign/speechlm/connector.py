@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, WhisperModel
 
 from rbalign.errors import DataError, UsageError
 from rbalign.keys import Key
+from rbalign.lm.products import by_products
 from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.speechlm.adapters import CtcAdapter
 from rbalign.speechlm.configuration import RbaSpeechConfig
@@ -72,6 +73,7 @@ def new_model(
             torch.nn.init.zeros_(value)
     if isinstance(model.adapter, CtcAdapter):  # start with blank as likely as all tokens together
         torch.nn.init.constant_(model.adapter.blank.bias, math.log(len(model.adapter.ctc_token_ids)))
+    by_products(model)
     model.eval()
     return model
 
@@ -159,6 +161,7 @@ def from_parts(folder: str | Path, language_model: PreTrainedModel) -> RbaSpeech
     lost = [name for name in missing if not name.startswith("language_model.")]
     if lost or unexpected:
         raise DataError(f"the connector {folder} lacks {lost} and has extra {unexpected}", "fetch or train it again")
+    by_products(model)
     model.eval()
     return model
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rbalign.lm.products import product
 from rbalign.speechlm.encoder import valid_frames
 
-CHUNK_ROWS = 256
-"""Frames a chunk: 256 x 8,000 float32 = 8 MB, about what stays in the last-level cache."""
+CHUNK_ROWS = 128
+"""Rows a chunk: of 49,152 words 25 MB, which malloc keeps for the next; from 32 MB on it would map and clear anew."""
 
 
 class _LogSumExpRows(torch.autograd.Function):
@@ -27,17 +28,15 @@ class _LogSumExpRows(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, table: Tensor) -> Tensor:
         sums = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradient = torch.empty_like(hidden) if hidden.requires_grad or ctx.needs_input_grad[0] else None
-        # One buffer for all chunks: at 49,152 words each takes 50 MB, which malloc would map and clear anew.
-        buffer = hidden.new_empty(min(CHUNK_ROWS, len(hidden)), len(table))
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = torch.mm(hidden[rows], table.T, out=buffer[: len(hidden) - start])
+            logits = product(hidden[rows], table)
             top = logits.amax(-1, keepdim=True)
             weights = logits.sub_(top).exp_()
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
             sums[rows] = (top + total.log()).squeeze(-1)
             if gradient is not None:
-                gradient[rows] = (weights @ table) / total.to(table.dtype)
+                gradient[rows] = product(weights, table.T) / total.to(table.dtype)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return sums

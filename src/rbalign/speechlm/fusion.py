@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rbalign.lm.products import linear
 from rbalign.lm.untouched import untouched
 
 CANDIDATES = 5
@@ -108,7 +109,7 @@ class Fusion:
             hidden = self.language_model.get_decoder()(input_ids=ids, attention_mask=mask)[0]
         head = self.language_model.get_output_embeddings().weight[self.token_ids]
         start = len(context) - 1
-        return [own[start : start + len(row)] @ head.T for own, row in zip(hidden, tokens, strict=True)]
+        return [linear(own[start : start + len(row)], head) for own, row in zip(hidden, tokens, strict=True)]
 
     def _grown(self, own: list[_Beam], candidates: _Candidates, slot: int, log_probs: Tensor) -> list[_Beam]:
         """The best beams after one more slot, the first of them the very best."""
@@ -196,5 +197,5 @@ class _Reader:
             beam.row, beam.fresh = row, None
 
     def _next(self, hidden: Tensor) -> Tensor:
-        log_probs: Tensor = (hidden @ self._head.T).float().log_softmax(-1)
+        log_probs: Tensor = linear(hidden, self._head).float().log_softmax(-1)
         return log_probs
