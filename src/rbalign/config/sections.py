@@ -168,7 +168,7 @@ class AlignConfig(Section):
     """Optimiser steps of each arm."""
     examples_per_update: Positive = 4
     """All views of this many instructions make one update."""
-    micro_batch: Positive = 8
+    micro_batch: Positive = 4
     """Views in one forward and backward; changes memory and time, never the result."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a third more

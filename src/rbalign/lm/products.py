@@ -6,6 +6,8 @@ to 109 GFLOP/s from 64 to 2,000 rows, oneDNN on the same tensors 174 to 240, on 
 
 from __future__ import annotations
 
+import platform
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,11 +35,16 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return made
 
 
+@cache
+def available() -> bool:
+    """Whether torch has oneDNN here. Elsewhere than on x86 it was never measured."""
+    return platform.machine() in {"x86_64", "AMD64"} and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
+
 def _applies(weight: Tensor) -> bool:
     """Not to parameters that a launcher shares out: their class is another."""
-    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     plain = type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return bool(there and plain)
+    return plain and available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
