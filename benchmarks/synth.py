@@ -160,6 +160,7 @@ def main():
             rounds["ours"].append(measure(config, options.candidates, workers))
             for who, (batches, fewer) in THEIRS.items():
                 rounds[who].append(judged(config, options.candidates // fewer, batches(config)))
+            print(name, {who: rows[-1]["accepted a second"] for who, rows in rounds.items()}, file=sys.stderr)
         speeds = {who: [row["accepted a second"] for row in rows] for who, rows in rounds.items()}
         medians = {who: statistics.median(own) for who, own in speeds.items()}
         result[name] = {

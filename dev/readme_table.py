@@ -145,6 +145,30 @@ def costs(measured: dict) -> str:
     return "\n".join(lines)
 
 
+def growth(measured: dict) -> str:
+    """What an update takes by the number of views and of examples (benchmarks/updates.py)."""
+    said = f"By views of an instruction and size of the data (`{measured['command']}`; {measured['machine']}):"
+    lines = [said, "", "| arm | examples | views | seconds | a view |", "|---|---|---|---|---|"]
+    for row in measured["rows"]:
+        each = row["total"] / (4 * row["views"])
+        lines.append(f"| `{row['arm']}` | {row['examples']} | {row['views']} | {row['total']:.1f} | {each:.2f} |")
+    return "\n".join(lines)
+
+
+def beside(measured: dict) -> str:
+    """One update beside another trainer's (benchmarks/beside_trl.py)."""
+    lines = [
+        f"`{measured['command']}`; {measured['machine']}, seconds of an update.",
+        "",
+        "| | ours | theirs | times as fast | products alone |",
+        "|---|---|---|---|---|",
+    ]
+    for row in measured["rows"]:
+        ratio = f"{row['ratio']:.1f} ({row['spread'][0]:.1f} to {row['spread'][1]:.1f})"
+        lines.append(f"| {row['name']} | {row['ours']:.1f} | {row['theirs']:.1f} | {ratio} | {row['floor']:.1f} |")
+    return "\n".join(lines)
+
+
 def smoke(measured: dict) -> str:
     """Every figure of the smoke tasks by model, and the arms' differences (benchmarks/smoke.py)."""
     (row,) = measured["rows"]
@@ -208,14 +232,19 @@ def pages() -> dict[Path, dict[str, str]]:
     results = ROOT / "results"
     mlp = results / "hearing-mlp.json"
     files = sorted({*results.glob("*.json")} - {mlp}, key=lambda path: (path.stem != "quickstart", path.stem))
+    benchmarks = results / "benchmarks"
     facts = [told(SHIPPED / name) for name in ("counts.json", "quality.json")]
     return {
         ROOT / "README.md": {
             "results": "\n\n".join(section(path.stem, told(path)) for path in files),
             "hearing": hearing(*facts, told(mlp) if mlp.is_file() else None),
         },
-        ROOT / "docs" / "objectives.md": {"costs": costs(told(results / "benchmarks" / "updates.json"))},
-        ROOT / "docs" / "evaluation.md": {"smoke": smoke(told(results / "benchmarks" / "smoke.json"))},
+        ROOT / "docs" / "objectives.md": {
+            "costs": costs(told(benchmarks / "updates.json")),
+            "growth": growth(told(benchmarks / "updates_by_size.json")),
+            "beside": beside(told(benchmarks / "beside_trl.json")),
+        },
+        ROOT / "docs" / "evaluation.md": {"smoke": smoke(told(benchmarks / "smoke.json"))},
     }
 
 
