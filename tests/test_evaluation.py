@@ -348,7 +348,9 @@ def test_a_comparison_takes_the_text_reference_or_waits(tmp_path, capsys):
         words = ("eval", "--model", server_file(tmp_path, server), "--tasks", "spoken-alpaca")
         words = (*words, "--data", tmp_path / "data", "--output", tmp_path / "out")
         assert rba(*words) == 0
-        assert "spoken-alpaca: answered, not scored" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "spoken-alpaca: answered, not scored" in out
+        assert "index.html" not in out
         assert rba(*words, "--references", "text", "--judge", "chrf") == 0
     found = read_scored(tmp_path / "out" / "spoken-alpaca" / "voice-lm.json")
     assert found["figures"][0]["metric"] == "winrate@text"

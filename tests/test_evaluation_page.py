@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 
@@ -12,8 +13,10 @@ from benchdata import FirstLetter
 from rbalign.config.sections import ReportConfig, Sampling
 from rbalign.errors import UsageError
 from rbalign.eval.collect import Answered
+from rbalign.eval.paired import LOWER_IS_BETTER
 from rbalign.eval.tasks import measure
 from rbalign.eval.tasks.scored import read_scored
+from rbalign.report.benchmarks import Evaluated, build
 from rbalign.stages import evaluation
 from rbalign.stages.evaluation import Wanted, prepare
 from rbalign.stages.evaluation_page import read_evaluation, side_by_side
@@ -114,8 +117,15 @@ def test_an_opponent_may_be_a_baselines_text_llm(two):
     assert [one["metric"] for one in rates] == ["winrate@text"]
     ours, theirs = (read_scored(folder / "smoke-open" / f"{folder.name}.json") for folder in (good, poor))
     assert ours["against"]["predictions"] == theirs["against"]["predictions"]
-    rows = [row for row in summary["comparisons"] if row["task"] == "smoke-open" and row["headline"]]
-    assert [(row["b"], row["metric"]) for row in rows] == [("poor", "win")]
+    rows = [row for row in summary["comparisons"] if row["task"] == "smoke-open"]
+    assert [(row["b"], row["metric"], row["headline"], row["unit"]) for row in rows] == [
+        ("poor", "chrf", False, ""),
+        ("poor", "win", True, "%"),
+        ("text", "chrf", True, ""),
+    ]
+    figures = {one["metric"]: one["value"] for one in summary["figures"] if one["task"] == "smoke-open"}
+    reads = {one["metric"]: one["value"] for one in read_scored(poor / "smoke-open" / "text.json")["figures"]}
+    assert rows[2]["difference"] == pytest.approx(figures["chrf"] - reads["chrf"], abs=2e-6)
 
 
 def test_the_page_shows_everybody(two):
@@ -168,10 +178,72 @@ def test_references_of_one_name_are_taken_once_and_models_are_told_apart(evaluat
     assert list(side_by_side(own, [own])) == ["good", "good of good", "text"]
 
 
-def test_other_data_is_not_set_beside(evaluate, monkeypatch):
+def test_other_data_is_not_set_beside(evaluate):
     poor, _ = evaluate("poor", tasks=("smoke-qa",))
-    _, summary = evaluate("good", tasks=("smoke-views",), baselines=[poor])
+    file = poor / "smoke-qa" / "poor.json"
+    scored = json.loads(file.read_text())
+    file.write_text(json.dumps({**scored, "data": {**scored["data"], "content": "another"}}))
+    _, summary = evaluate("good", tasks=("smoke-qa",), baselines=[poor])
     assert summary["comparisons"] == []
+
+
+def test_wins_in_the_eyes_of_another_judge_are_no_difference(evaluate):
+    poor, _ = evaluate("poor", tasks=("smoke-open",), references=("text",), judge="chrf")
+    good, summary = evaluate("good", tasks=("smoke-open",), baselines=[poor], judge="wordllama")
+    assert {row["metric"] for row in summary["comparisons"]} == {"chrf"}
+    report = (good / "report" / "report.md").read_text()
+    assert "winrate@text, % (protocol of poor)" in report
+
+
+def made(figures, comparisons=()):
+    """A page of these figures and differences alone: (model, metric, part, value, n), (metric, difference, p_holm)."""
+    rows = [
+        {"model": model, "task": "t", "metric": metric, "part": part, "value": value, "n": n, "unit": "%"}
+        | {"ci_low": value - 1, "ci_high": value + 1, "protocol": "p"}
+        for model, metric, part, value, n in figures
+    ]
+    shared = {"a": "mine", "b": "other", "task": "t", "part": "", "unit": "%", "headline": True, "n": 9}
+    shared |= {"wins": 1, "losses": 8, "ties": 0, "sign_p": 0.04, "p": 0.01}
+    pairs = [
+        shared
+        | {"metric": metric, "difference": value, "ci_low": value - 1, "ci_high": value + 1, "p_holm": p_holm}
+        | {"lower_is_better": metric in LOWER_IS_BETTER}
+        for metric, value, p_holm in comparisons
+    ]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    return Evaluated("mine", "a fake", models, {"t": "a task"}, rows, pairs, [], [])
+
+
+def page_and_report(folder, shown):
+    index = build(folder, shown, ReportConfig())
+    return html.unescape(index.read_text()), index.with_name("report.md").read_text()
+
+
+def test_less_of_what_was_taken_back_is_better(tmp_path):
+    shown = made([("mine", "score", "", 50.0, 9)], [("retracted_said", -20.0, 0.01), ("followed", -20.0, 0.01)])
+    page, report = page_and_report(tmp_path, shown)
+    assert "t retracted said, % better, -20.0" in report
+    assert "t rate, % worse, -20.0" in report
+    assert "| t retracted said, % | -20.0 | -21.0 to -19.0 | 9 | 8 / 1 / 0 |" in report
+    assert page.count("(lower is better)") == page.count("(higher is better)") == 1
+
+
+def test_reading_is_a_line_only_where_conditions_leave_it_alone(tmp_path):
+    def shown(second):
+        figures = [(who, "score", part, 40.0, 9) for who in ("mine", "text") for part in ("clean", "fast")]
+        return made([*figures[:3], ("text", "score", "fast", second, 9)])
+
+    page, _ = page_and_report(tmp_path / "same", shown(40.0))
+    assert "t: score by condition; the text LLM reads 40.0; clean: mine 40.0; fast: mine 40.0." in page
+    page, _ = page_and_report(tmp_path / "other", shown(60.0))
+    assert "t: score by condition; clean: mine 40.0, text 40.0; fast: mine 40.0, text 60.0." in page
+
+
+def test_other_numbers_of_instructions_are_said(tmp_path):
+    _, report = page_and_report(
+        tmp_path, made([("mine", "accuracy", "", 50.0, 9), ("other", "accuracy", "", 50.0, 20)])
+    )
+    assert "| accuracy, % | – | 50.0 (49.0 to 51.0; n 9) | 50.0 (49.0 to 51.0; n 20) |" in report
 
 
 def test_an_opponent_that_was_asked_less_is_none(evaluate):

@@ -199,7 +199,7 @@ def made_evaluation():
         "losses": 0,
         "ties": 1,
     }
-    row |= {"sign_p": 1.0, "p": 0.4, "p_holm": 0.4, "headline": True, "of_corpus": False}
+    row |= {"sign_p": 1.0, "p": 0.4, "p_holm": 0.4, "headline": True, "unit": "%", "lower_is_better": False}
     tasks = [TaskAnswers("t", questions, answers, "accuracy")]
     return Evaluated("mine", EVIL, list(answers), {"t": EVIL}, figures, [shared | row], [("by", EVIL)], tasks)
 

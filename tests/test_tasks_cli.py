@@ -12,7 +12,6 @@ from benchdata import ifeval_answers, predictions, write_alpaca, write_ifeval, w
 from loopback import Loopback, chat
 
 from rbalign.cli.main import run_command
-from rbalign.errors import UsageError
 from rbalign.eval.paired import compare_scored
 from rbalign.eval.tasks.scored import read_scored
 from rbalign.scorers.similarity import EMBEDDERS
@@ -273,9 +272,10 @@ def test_files_of_other_items_are_not_compared(tmp_path, capsys):
         mine = predictions(tmp_path / "mine.jsonl", {str(i): "The number" for i in range(4)})
         them = predictions(tmp_path / f"{opponent}.jsonl", {"0": opponent})
         asked = read("spoken-alpaca", str(folder), mine, against=them, judge="chrf", out=tmp_path / f"{opponent}.json")
-        win.append(score(asked, 50))
-    with pytest.raises(UsageError, match="against different answers"):
-        compare_scored(*win)
+        score(asked, 50)
+        win.append(tmp_path / f"{opponent}.json")
+    assert rba("compare", *win) == 2
+    assert "of wins over other answers" in capsys.readouterr().err
 
 
 def test_the_papers_rows_have_empty_and_measured_cells(tmp_path, capsys):

@@ -263,5 +263,7 @@ def _show(summary: Mapping[str, Any], evaluation: ModelEvaluation) -> None:
     rated = {one["task"] for one in summary["figures"]}
     for name in (exam.task.name for exam in evaluation.exams if exam.task.name not in rated):
         typer.echo(f"{name}: answered, not scored; a comparison needs --references text and --judge, or `rba score`")
-    typer.echo(f"{evaluation.output / 'report' / 'index.html'}  (the page: opens by double click)")
+    page = evaluation.output / "report" / "index.html"
+    if page.is_file():
+        typer.echo(f"{page}  (the page: opens by double click)")
     typer.echo(f"{evaluation.output}  (answers, scores and protocols by task; rba compare sets two .json side by side)")

@@ -18,9 +18,13 @@ from rbalign.eval.stats import Bootstrap
 from rbalign.eval.table import Table
 from rbalign.eval.tasks.corpus import METRICS as METRICS_OF_A_CORPUS
 from rbalign.eval.tasks.corpus import CorpusMetric
+from rbalign.eval.tasks.sheet import PERCENT
 from rbalign.keys import Key
 
 SCORES = ".scores.jsonl"
+WIN = "win"
+LOWER_IS_BETTER = {"retracted_said", "retracted_answered"}
+"""Scores of answers to corrections; every other one is better when higher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +112,35 @@ def compare_scored(
 ) -> tuple[list[dict[str, Any]], list[Flip]]:
     """left - right of two scored files (`eval.tasks.scored`), over the instructions of one task; and what changed.
 
-    A row for each metric and part: as `compare_arms`, with `effect`. Rates are in percent; BLEU and chrF++ are of the
-    corpus, their wins are sentences'. Raises UsageError for other tasks or other data: the items would not be the same.
+    A row for each metric and part: as `compare_arms`, with `effect`, `unit` (the figures' own: rates are in percent,
+    cosines and chrF are not) and `lower_is_better`. BLEU and chrF++ are of the corpus, their wins are sentences'. Wins
+    over different opponents, or in the eyes of different judges, are left out. Raises UsageError for other tasks or
+    other data: the items would not be the same.
     """
     for name, key in (("task", left["task"]), ("content", left["data"]["content"])):
         other = right["task"] if name == "task" else right["data"]["content"]
         if key != other:
             raise UsageError(f"the files are of two {name}s, {key} and {other}", "score both on the same task and data")
-    opponents = [scored.get("against", {}).get("predictions") for scored in (left, right)]
-    if opponents[0] != opponents[1] and any("win" in sample["scores"] for sample in left["samples"]):
-        raise UsageError("the files' win rates are against different answers", "score both --against the same file")
     a, b = ({sample["id"]: sample for sample in scored["samples"]} for scored in (left, right))
     shared = sorted(a.keys() & b.keys())
     if not shared:
         raise UsageError("the files share no sample", "score both on the same task and data")
+    metrics = {name for key in shared for name in a[key]["scores"]}
+    if WIN in metrics and _contest(left) != _contest(right):
+        metrics.remove(WIN)
     rows, flips = [], []
-    for metric in sorted({name for key in shared for name in a[key]["scores"]}):
+    for metric in sorted(metrics):
+        unit = next((figure["unit"] for figure in left["figures"] if figure["metric"] == metric), PERCENT)
+        said = {"unit": unit, "lower_is_better": metric in LOWER_IS_BETTER}
         known = [key for key in shared if None not in (_score(a, key, metric), _score(b, key, metric))]
+        if not known:
+            continue
         for part in _parts(a[key]["part"] for key in known):
             own = [key for key in known if part in ("", a[key]["part"])]
-            rows.append({"metric": metric, "part": part, **_difference(a, b, own, metric, resamples, seed)})
+            found = _difference(a, b, own, metric, resamples, seed)
+            if unit == PERCENT:
+                found |= {name: None if found[name] is None else rounded(100 * found[name]) for name in _SPAN}
+            rows.append({"metric": metric, "part": part, **said, **found})
         flips += [
             Flip(key, metric, before, after, (b[key]["response"], a[key]["response"]))
             for key in known
@@ -162,7 +175,12 @@ def _difference(
         whole = boot.estimate(draws, len(units))
         row |= {"difference": rounded(whole.value), "ci_low": rounded(whole.low), "ci_high": rounded(whole.high)}
         return row | {"p": rounded(boot.p_value(draws))}
-    return row | {name: None if row[name] is None else rounded(100 * row[name]) for name in _SPAN}
+    return row
+
+
+def _contest(scored: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Whose answers were beaten, and who said so."""
+    return scored.get("against", {}).get("predictions"), scored.get("judge", {}).get("protocol")
 
 
 def _score(samples: Mapping[str, Any], key: str, metric: str) -> float | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.config.sections import ReportConfig
-from rbalign.keys import Key
 from rbalign.report import document, markdown, plots, samples, tables
 from rbalign.report.drawing import Figure, colour
 from rbalign.report.pivot import Results, Row, axis
@@ -31,7 +30,11 @@ SECTIONS = (
 )
 BY_CONDITION = ("score", "accuracy", "rate")
 """Metrics whose parts are conditions of the same requests, voices or kinds of constraint."""
+QUALITY = ("accuracy", "chrf")
+"""What consistency is held against."""
 WON = "winrate@"
+CALLED = {"followed": "rate", "win": "win rate"}
+"""Scores of samples -> the figure that is made of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Evaluated:
 def build(folder: Path, shown: Evaluated, config: ReportConfig) -> Path:
     """Write the page into `folder` anew, report.md beside it, and return its index.html."""
     context = _context(shown)
-    absent = {name for name in ("differences", "gap", "length", "consistency") if not context["figures_of"][name]}
+    absent = {name for name in ("gap", "length", "consistency") if not context["figures_of"][name]}
+    absent |= set() if context["comparisons"] else {"differences"}
     page = document.Page(
         "evaluation.html.j2",
         context,
@@ -127,7 +131,7 @@ def _context(shown: Evaluated) -> dict[str, Any]:
 def called(figure: Row) -> str:
     """A figure's metric and part for people: `accuracy clean, %`. Whose voice is the worst differs between models."""
     part = "" if figure["metric"] == "worst_voice" else figure["part"]
-    words = " ".join(filter(None, (figure["metric"], part))).replace("_", " ")
+    words = " ".join(filter(None, (CALLED.get(figure["metric"], figure["metric"]), part))).replace("_", " ")
     return f"{words}, %" if figure["unit"] == "%" else words
 
 
@@ -137,27 +141,34 @@ def _row(figure: Row) -> Row:
 
 
 def _comparison(row: Row) -> Row:
-    """Differences of means over instructions are in percent, those of a corpus in its metric's points."""
-    words = " ".join(filter(None, (row["task"], row["metric"], row["part"])))
-    return {**row, "metric": words if row["of_corpus"] else f"{words}, %", "optimised": False}
+    """A difference as tables and plots take it."""
+    return {**row, "metric": f"{row['task']} {called(row)}", "optimised": False}
 
 
 def _block(task: str, shown: Evaluated) -> dict[str, Any]:
-    """One task's table: figures down, models across."""
+    """One task's table: figures down, models across. Numbers of other instructions, or judged otherwise, say so."""
     found: dict[str, dict[str, Row]] = {}
     for figure in shown.figures:
         if figure["task"] == task:
-            found.setdefault(called(figure), {})[figure["model"]] = _row(figure)
+            name = called(figure)
+            first = next(iter(found.get(name, {}).values()), figure)
+            if WON in figure["metric"] and figure["protocol"] != first["protocol"]:
+                name = f"{name} (protocol of {figure['model']})"
+            found.setdefault(name, {})[figure["model"]] = _row(figure)
     models = [model for model in shown.models if any(model in rows for rows in found.values())]
-    lines = [
-        {
-            "name": name,
-            "n": str(next(iter(rows.values()))["n"]),
-            "cells": [tables.cell(rows.get(model)) for model in models],
-        }
-        for name, rows in found.items()
-    ]
+    lines = [_line(name, rows, models) for name, rows in found.items()]
     return {"task": task, "title": shown.titles[task], "models": models, "lines": lines}
+
+
+def _line(name: str, rows: Mapping[str, Row], models: Sequence[str]) -> dict[str, Any]:
+    """A figure of every model; where they were asked different numbers of instructions, each says its own."""
+    counts = {row["n"] for row in rows.values() if row["value"] is not None}
+    cells = [tables.cell(rows.get(model)) for model in models]
+    if len(counts) > 1:
+        for model, made in zip(models, cells, strict=True):
+            if made["value"]:
+                made["interval"] = f"{made['interval']}; n {rows[model]['n']}"
+    return {"name": name, "n": "–" if len(counts) > 1 else str(max(counts, default=0)), "cells": cells}
 
 
 def _forests(results: Results, models: Sequence[str]) -> list[Figure | None]:
@@ -168,30 +179,31 @@ def _forests(results: Results, models: Sequence[str]) -> list[Figure | None]:
 
 def _conditions(shown: Evaluated) -> list[Figure | None]:
     """How far hearing stays behind reading in each condition of a task."""
-    made: list[Figure | None] = []
-    for task in shown.titles:
-        for metric in BY_CONDITION:
-            own = [row for row in shown.figures if (row["task"], row["metric"]) == (task, metric)]
-            parts: dict[str, dict[str, Row]] = {}
-            for row in own:
-                if row["part"] and row["value"] is not None:
-                    parts.setdefault(row["part"], {})[row["model"]] = _row({**row, "part": ""})
-            read = [row for row in own if row["model"] == "text" and row["value"] is not None]
-            if len(parts) > 1:
-                title = f"{task}: {metric.replace('_', ' ')} by condition"
-                metric_name = called({**own[0], "part": ""})
-                reading = _row({**read[0], "part": ""}) if read else None
-                models = [model for model in shown.models if model != "text"]
-                made.append(plots.by_condition(parts, models, metric_name, title, reading))
-    return made
+    return [_condition(task, metric, shown) for task in shown.titles for metric in BY_CONDITION]
+
+
+def _condition(task: str, metric: str, shown: Evaluated) -> Figure | None:
+    """None without several conditions. Where the text LLM reads the same in all of them it is a line, else a model as
+    others are: kinds of constraint differ in writing, too."""
+    parts: dict[str, dict[str, Row]] = {}
+    for row in shown.figures:
+        if (row["task"], row["metric"]) == (task, metric) and row["part"] and row["value"] is not None:
+            parts.setdefault(row["part"], {})[row["model"]] = _row({**row, "part": ""})
+    if len(parts) < 2:
+        return None
+    read = [rows["text"] for rows in parts.values() if "text" in rows]
+    reading = read[0] if len({row["value"] for row in read}) == 1 else None
+    models = [model for model in shown.models if model != "text" or reading is None]
+    name = next(iter(next(iter(parts.values())).values()))["metric"]
+    return plots.by_condition(parts, models, name, f"{task}: {metric} by condition", reading)
 
 
 def _lengths(shown: Evaluated) -> list[Figure | None]:
-    """Win rates over the length of answers, an opponent and a task in a figure."""
-    rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    """Win rates over the length of answers, a task, an opponent and a judge in a figure."""
+    rows: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in shown.figures:
         if row["metric"].startswith(WON) and row["value"] is not None:
-            rows[row["task"], row["metric"].removeprefix(WON)].append(row)
+            rows[row["task"], row["metric"].removeprefix(WON), row["protocol"]].append(row)
     return [
         plots.wins(
             [(row["model"], _length(row["characters"]), _row(row)) for row in own],
@@ -200,12 +212,12 @@ def _lengths(shown: Evaluated) -> list[Figure | None]:
             f"{task}: length against wins over {opponent}",
             (opponent, "characters", "% with ties as half"),
         )
-        for (task, opponent), own in rows.items()
+        for (task, opponent, _), own in rows.items()
     ]
 
 
 def _length(characters: float) -> Row:
-    return {"value": characters, "metric": "tokens"}
+    return {"value": characters, "metric": "characters"}
 
 
 def _steadiness(shown: Evaluated) -> list[Figure | None]:
@@ -213,7 +225,7 @@ def _steadiness(shown: Evaluated) -> list[Figure | None]:
     made = []
     for task in shown.titles:
         own = [row for row in shown.figures if row["task"] == task and row["value"] is not None]
-        quality = {row["model"]: _row(row) for row in own if row["metric"] in BY_CONDITION and not row["part"]}
+        quality = {row["model"]: _row(row) for row in own if row["metric"] in QUALITY and not row["part"]}
         for part in dict.fromkeys(row["part"] for row in own if row["metric"] == "consistency"):
             steady = {row["model"]: _row(row) for row in own if (row["metric"], row["part"]) == ("consistency", part)}
             points = [(m, quality[m], steady[m]) for m in shown.models if m in quality and m in steady]
@@ -233,7 +245,6 @@ def _by_unit(questions: Sequence[Question]) -> dict[str, list[Question]]:
 def cards(task: TaskAnswers, shown: Evaluated, limit: int) -> list[dict[str, Any]]:
     """Up to `limit` instructions of a task, drawn by key so that nobody picked them, without their clips."""
     units = _by_unit(task.questions)
-    drawn = sorted(units, key=lambda unit: Key(0, "report", example=unit).digest())[:limit]
     return [
         {
             "task": task.task,
@@ -244,7 +255,7 @@ def cards(task: TaskAnswers, shown: Evaluated, limit: int) -> list[dict[str, Any
             "gains": _gains(units[unit], task, shown.name),
             "flags": _flags(units[unit], task, shown.name),
         }
-        for unit in drawn
+        for unit in samples.drawn(units, limit)
     ]
 
 

@@ -147,9 +147,14 @@ def axis(metric: str) -> str:
     return f"{label(metric)}, {UNITS[metric]}" if metric in UNITS else label(metric)
 
 
+def lower_is_better(row: Row) -> bool:
+    """Of a comparison, which says so itself where its metric's name does not."""
+    return bool(row.get("lower_is_better", row["metric"] in LOWER_IS_BETTER))
+
+
 def digits(metric: str) -> int:
     """Digits after the point; a metric in percent is called so: `accuracy, %`."""
-    return {"tokens": 1, "updates": 0}.get(metric, 1 if metric.endswith("%") else 3)
+    return {"tokens": 1, "characters": 0, "updates": 0}.get(metric, 1 if metric.endswith("%") else 3)
 
 
 def show(value: float | None, metric: str = "") -> str:

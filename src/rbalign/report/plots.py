@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rbalign.report.drawing import INK, Figure, colour, draw, marker
-from rbalign.report.pivot import LOWER_IS_BETTER, Row, axis, label, show, signed
+from rbalign.report.pivot import Row, axis, label, lower_is_better, show, signed
 
 
 def forest(rows: Sequence[Row], metric: str, arms: Sequence[str]) -> Figure | None:
@@ -23,7 +23,8 @@ def forest(rows: Sequence[Row], metric: str, arms: Sequence[str]) -> Figure | No
         axes.axvline(0, color=INK, lw=0.9)
         axes.set_yticks(range(len(rows)), [f"{row['a']} − {row['b']}" for row in reversed(rows)])
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel(f"difference in {axis(metric)}\n({_better(metric)})")
+        better = "lower" if lower_is_better(rows[0]) else "higher"
+        axes.set_xlabel(f"difference in {axis(metric)}\n({better} is better)")
         axes.grid(axis="x")
 
     title = f"Differences in {label(metric)}, 95 % intervals"
@@ -141,7 +142,3 @@ def _arms_of(row: Row) -> list[list[float]] | None:
 def value(row: Row) -> str:
     """A row's number, in words."""
     return show(row["value"], row["metric"])
-
-
-def _better(metric: str) -> str:
-    return "lower is better" if metric in LOWER_IS_BETTER else "higher is better"

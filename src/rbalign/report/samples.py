@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,8 @@ def build_items(
     heard: dict[str, list[int]] = defaultdict(list)
     for example, view in sorted(answers):
         heard[example].append(view)
-    drawn = sorted((e for e in heard if e in examples), key=lambda e: Key(0, "report", example=e).digest())[:limit]
     items = []
-    for name in drawn:
+    for name in drawn((example for example in heard if example in examples), limit):
         shown = [_view(name, view, views.get(f"{name}/{view}"), answers, wrong) for view in heard[name]]
         items.append(
             {
@@ -71,6 +70,11 @@ def build_items(
             }
         )
     return items
+
+
+def drawn(ids: Iterable[str], limit: int) -> list[str]:
+    """Up to `limit` of the instructions: the same ones on every page, and the first of a larger draw."""
+    return sorted(ids, key=lambda one: Key(0, "report", example=one).digest())[:limit]
 
 
 def _targets(example: Example) -> list[dict[str, Any]]:

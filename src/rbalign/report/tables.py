@@ -15,6 +15,7 @@ from rbalign.report.pivot import (
     Row,
     digits,
     label,
+    lower_is_better,
     show,
     signed,
 )
@@ -117,7 +118,7 @@ def _flips(row: Row) -> str:
     if not row["wins"] + row["losses"] + row["ties"]:
         return "–"
     better, worse = row["wins"], row["losses"]
-    if row["metric"] in LOWER_IS_BETTER:
+    if lower_is_better(row):
         better, worse = worse, better
     return f"{better} / {worse} / {row['ties']}"
 
@@ -226,7 +227,7 @@ def _direction(row: Row) -> str:
     """up or down only where the Holm-adjusted p-value is below 0.05."""
     if row["p_holm"] is None or row["p_holm"] >= 0.05:
         return "open"
-    return "up" if (row["difference"] > 0) == (row["metric"] not in LOWER_IS_BETTER) else "down"
+    return "up" if (row["difference"] > 0) == (not lower_is_better(row)) else "down"
 
 
 def family_size(results: Results) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rbalign.errors import DataError, UsageError
 from rbalign.eval.paired import Flip, arms_of, compare_arms, compare_scored, named_arm
+from rbalign.eval.tasks.corpus import METRICS as METRICS_OF_A_CORPUS
 from rbalign.eval.tasks.scored import read_scored
 
 
@@ -78,8 +79,8 @@ class FileComparison:
             [
                 row["metric"],
                 row["part"],
-                f"{row['difference']:+.2f}",
-                f"{row['ci_low']:+.2f} to {row['ci_high']:+.2f}",
+                f"{row['difference']:+.{_digits(row)}f}{row['unit'] and ' ' + row['unit']}",
+                f"{row['ci_low']:+.{_digits(row)}f} to {row['ci_high']:+.{_digits(row)}f}",
                 f"{row['p']:.4f}",
                 f"{row['wins']} / {row['losses']} / {row['ties']}",
                 f"{row['sign_p']:.4f}",
@@ -94,12 +95,22 @@ def compare_files(a: Path, b: Path) -> FileComparison:
     """Compare two files that `rba score --task` wrote. Raises UsageError where their items are not the same."""
     first, second = read_scored(a), read_scored(b)
     rows, flips = compare_scored(second, first)
+    if not rows:
+        raise UsageError(
+            "the files share no score: of wins over other answers, or by another judge, there is no difference",
+            "score both --against the same file by the same --judge",
+        )
     notes = [
         f"the protocols differ: {field} of A is {_said(first, field)}, of B {_said(second, field)}"
         for field in ("scorer", "judge", "against", "rbalign")
         if _said(first, field) != _said(second, field)
     ]
     return FileComparison(first["task"], notes, rows, flips)
+
+
+def _digits(row: dict[str, Any]) -> int:
+    """Two of percents and of a corpus' points, three of what lies between 0 and 1."""
+    return 2 if row["unit"] or row["metric"] in METRICS_OF_A_CORPUS else 3
 
 
 def _said(scored: dict[str, Any], field: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -38,8 +39,16 @@ from rbalign.rundir.workers import workers_that_fit
 from rbalign.stages import smoke
 from rbalign.stages import tasks as scoring
 from rbalign.stages.answering import WORKER_BYTES, answering, whisper
-from rbalign.stages.evaluation_page import SUMMARY, Evaluation, compared, page_of, read_evaluation, side_by_side
-from rbalign.stages.exams import Exam, Settings, Wanted, exam_of, spoken
+from rbalign.stages.evaluation_page import (
+    SUMMARY,
+    Evaluation,
+    compared,
+    page_of,
+    read_evaluation,
+    read_summary,
+    side_by_side,
+)
+from rbalign.stages.exams import SPOKEN, Exam, Settings, Wanted, exam_of, spoken
 from rbalign.stages.spoken_answers import ASR, check_voice, say_and_hear
 from rbalign.stages.subjects import Subject, subject_named
 from rbalign.stages.taught import TeacherAnswerer, open_for_answers, teacher_digest, teacher_named
@@ -47,9 +56,6 @@ from rbalign.stages.taught import TeacherAnswerer, open_for_answers, teacher_dig
 if TYPE_CHECKING:
     from rbalign.config.sections import TeacherConfig
     from rbalign.speechlm.base import Policy
-
-SPOKEN = "-spoken"
-"""After the name of whoever's answers were said by a voice."""
 
 
 @dataclass
@@ -138,17 +144,12 @@ class ModelEvaluation:
         return rows
 
     def _refuse_another_model(self) -> None:
-        path = self.output / SUMMARY
-        if not path.exists():
+        if not (self.output / SUMMARY).exists():
             return
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))["model"]
-            known = (told["name"], told["digest"])
-        except (OSError, ValueError, LookupError, TypeError):
-            raise UsageError(f"{path} is not what `rba eval --model` wrote", "choose another --output") from None
-        if known[1] != self.subject.digest:
+        known = read_summary(self.output, "choose another --output")["model"]
+        if known["digest"] != self.subject.digest:
             raise RunError(
-                f"{self.output} holds answers of {known[0]} ({known[1]}), not of {self.subject.name} "
+                f"{self.output} holds answers of {known['name']} ({known['digest']}), not of {self.subject.name} "
                 f"({self.subject.digest})",
                 "choose another --output; `rba compare` sets two of them side by side",
             )
@@ -274,7 +275,7 @@ class ModelEvaluation:
             files = {name: self._predictions(exam, name, heard) for name in self.names}
             for name, file in files.items():
                 against = exam.task.against and name != "text" and exam.prompts is None
-                opponent = self._reading(exam, files) if against else None
+                opponent = self._reading(exam, files, heard) if against else None
                 if exam.task.kind == "preference" and (opponent is None or self.settings.judge is None):
                     continue  # the answers are there: `rba score --task` compares them with anyone's
                 asked = scoring.read(
@@ -292,14 +293,15 @@ class ModelEvaluation:
                 recognised = self._recognised(exam, name) if heard else None
                 yield scoring.score(asked, heard=recognised, answered=self._described(exam, name))
 
-    def _reading(self, exam: Exam, files: Mapping[str, Path]) -> Path | None:
+    def _reading(self, exam: Exam, files: Mapping[str, Path], heard: bool) -> Path | None:
         """The text LLM's answers: this evaluation's, else the first baseline's that asked as much of the same data."""
         if "text" in files:
             return files["text"]
+        who = f"text{SPOKEN if heard else ''}"
         for one in self.baselines:
-            found = one.scored.get(exam.task.name, {}).get("text")
+            found = one.scored.get(exam.task.name, {}).get(who)
             if found and found["data"]["content"] == exam.content and one.covers(self.settings.limit):
-                return one.folder / exam.folder_name / "text.jsonl"
+                return one.folder / exam.folder_name / f"{who}.jsonl"
         return None
 
     def _recognised(self, exam: Exam, name: str) -> Recognition:
@@ -343,8 +345,11 @@ class ModelEvaluation:
         models = side_by_side(own, self.baselines)
         own.summary["comparisons"] = compared(own.name, models)
         self._write(own.summary)
-        if scored:
-            benchmarks.build(self.output / "report", page_of(own, models, self.exams), self.wanted.page)
+        page = self.output / "report"
+        if own.summary["figures"]:
+            benchmarks.build(page, page_of(own, models, self.exams), self.wanted.page)
+        else:
+            shutil.rmtree(page, ignore_errors=True)  # an earlier call's, whose figures are no longer these
         return own.summary
 
     def _summary(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

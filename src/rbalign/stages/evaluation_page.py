@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from rbalign.errors import UsageError
 from rbalign.eval.paired import compare_scored
 from rbalign.eval.results import rounded
 from rbalign.eval.stats import holm
-from rbalign.eval.tasks.corpus import METRICS as METRICS_OF_A_CORPUS
 from rbalign.eval.tasks.items import TaskItem
 from rbalign.eval.tasks.scored import Scored, read_scored
 from rbalign.report.benchmarks import Evaluated, Question, TaskAnswers
-from rbalign.stages.exams import REFERENCES, Exam, folder_of
+from rbalign.stages.exams import REFERENCES, SPOKEN, Exam, folder_of
 
 SUMMARY = "evaluation.json"
+OF_A_MODEL = ("own-reading", "self-cascade")
+"""References that differ from model to model."""
 FIRST = ("win", "chrf++")
 """Scores that are a task's headline wherever they are; else it is the task's first."""
 
@@ -43,14 +44,21 @@ class Evaluation:
         return own is None or (limit is not None and limit <= own)
 
 
+def read_summary(folder: Path, cure: str) -> dict[str, Any]:
+    """evaluation.json of a folder. UsageError, which `cure` ends, where it is something else."""
+    try:
+        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        [(figure["task"], figure["model"]) for figure in found["figures"]]
+        found["model"]["name"], found["model"]["digest"], found["limit"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UsageError(f"{folder} is not what `rba eval --model` wrote", cure) from None
+    return found
+
+
 def read_evaluation(folder: Path) -> Evaluation:
     """A folder of `rba eval --model`. UsageError for anything else, or where a file of it is gone."""
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        files = dict.fromkeys((figure["task"], figure["model"]) for figure in summary["figures"])
-        summary["model"]["name"], summary["limit"]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UsageError(f"{folder} is not what `rba eval --model` wrote", "give the folders of --output") from None
+    summary = read_summary(folder, "give the folders of --output")
+    files = dict.fromkeys((figure["task"], figure["model"]) for figure in summary["figures"])
     scored: dict[str, dict[str, Scored]] = {}
     for task, who in files:
         scored.setdefault(task, {})[who] = read_scored(folder / folder_of(task) / f"{who}.json")
@@ -60,18 +68,33 @@ def read_evaluation(folder: Path) -> Evaluation:
 def side_by_side(own: Evaluation, baselines: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
     """Who -> task -> scored file: the model, the models of `baselines` on the same data, references last.
 
-    A reference that several folders have is taken from the first; models of one name are told apart by their folder.
+    A reference that several folders have is taken from the first, but for those that are a model's own (`self-cascade
+    of NAME`); models of one name are told apart by their folder.
     """
     found: dict[str, dict[str, Scored]] = {own.name: {}}
     for place, one in enumerate((own, *baselines)):
-        clash = place > 0 and one.name in found
+        where = ""
+        if place and one.name in found:
+            where = f" of {one.folder.name}"
+            where = where if one.name + where not in found else f" of {one.folder}"
         for task, scored in one.scored.items():
             for who, file in scored.items():
-                if task not in own.scored or file["data"]["content"] != _content(own, task):
-                    continue
-                called = f"{who} of {one.folder.name}" if clash and who not in REFERENCES else who
-                found.setdefault(called, {}).setdefault(task, file)
-    return dict(sorted(found.items(), key=lambda pair: pair[0] in REFERENCES))
+                if task in own.scored and file["data"]["content"] == _content(own, task):
+                    called = _called(who, one.name, where) if place else who
+                    found.setdefault(called, {}).setdefault(task, file)
+    return dict(sorted(found.items(), key=lambda pair: _reference(pair[0].partition(" of ")[0]) in REFERENCES))
+
+
+def _called(who: str, name: str, where: str) -> str:
+    """What a baseline's answers stand under: `where` where its name is taken."""
+    if _reference(who) in OF_A_MODEL:
+        return f"{who} of {name}{where}"
+    return who if _reference(who) in REFERENCES else who + where
+
+
+def _reference(who: str) -> str:
+    """Answers that a voice said are the same reference's."""
+    return who.removesuffix(SPOKEN)
 
 
 def _content(own: Evaluation, task: str) -> str:
@@ -85,12 +108,15 @@ def compared(name: str, models: Mapping[str, Mapping[str, Scored]]) -> list[dict
     for other, files in models.items():
         for task, theirs in files.items():
             ours = models[name].get(task)
-            if other == name or ours is None or _opponent(ours) != _opponent(theirs):
+            if other == name or ours is None:
                 continue
-            for row in compare_scored(ours, theirs)[0]:
-                headline = not row["part"] and row["metric"] == headline_of(ours) == headline_of(theirs)
-                of_corpus = row["metric"] in METRICS_OF_A_CORPUS
-                rows.append({"a": name, "b": other, "task": task, **row, "headline": headline, "of_corpus": of_corpus})
+            found = compare_scored(ours, theirs)[0]
+            both = {row["metric"] for row in found}
+            first = _headline(name for name in _scores(ours) if name in both)
+            rows += [
+                {"a": name, "b": other, "task": task, **row, "headline": (row["metric"], row["part"]) == (first, "")}
+                for row in found
+            ]
     tested = [row for row in rows if row["headline"]]
     adjusted = holm([row["p"] for row in tested])
     for row in rows:
@@ -100,13 +126,14 @@ def compared(name: str, models: Mapping[str, Mapping[str, Scored]]) -> list[dict
     return rows
 
 
-def _opponent(scored: Scored) -> Any:
-    return scored.get("against", {}).get("predictions")
+def _scores(*files: Scored) -> Iterator[str]:
+    """Names of samples' scores, a task's own first."""
+    return (name for one in files for sample in one["samples"] for name in sample["scores"])
 
 
-def headline_of(scored: Scored) -> str:
-    """The score that speaks for a task."""
-    names = list(dict.fromkeys(name for sample in scored["samples"] for name in sample["scores"]))
+def _headline(metrics: Iterable[str]) -> str:
+    """Of a task's scores the one that speaks for it."""
+    names = list(metrics)
     return next((name for name in FIRST if name in names), names[0] if names else "")
 
 
@@ -149,7 +176,7 @@ def _answers(exam: Exam, models: Mapping[str, Mapping[str, Scored]]) -> TaskAnsw
     files = {name: own[task] for name, own in models.items() if task in own}
     answers = {name: {sample["id"]: sample for sample in one["samples"]} for name, one in files.items()}
     questions = [_question(item, exam) for item in exam.data.items]
-    return TaskAnswers(task, questions, answers, headline_of(next(iter(files.values()))))
+    return TaskAnswers(task, questions, answers, _headline(_scores(*files.values())))
 
 
 def _question(item: TaskItem, exam: Exam) -> Question:

@@ -21,8 +21,8 @@ from rbalign.types import Split
 
 Reference = Literal["text", "own-reading", "teacher", "cascade", "self-cascade"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
-SAMPLES = 12
-"""Of each task, on the page: about 15 MB of clips for all sets that ship."""
+SPOKEN = "-spoken"
+"""After the name of whoever's answers were said by a voice."""
 GREEDY = Sampling(temperature=0.0, max_new_tokens=128)
 
 
@@ -82,7 +82,7 @@ class Wanted:
     prompts: SpokenPrompts | None = None
     baselines: tuple[Path, ...] = ()
     """Folders of other models' evaluations, which this one is compared with."""
-    page: ReportConfig = field(default_factory=lambda: ReportConfig(samples=SAMPLES))
+    page: ReportConfig = field(default_factory=ReportConfig)
     """How many instructions of each task the page shows."""
 
 
