@@ -9,7 +9,6 @@ arms. It goes on where it was stopped: what is answered stays. One JSON line.
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +29,24 @@ def evaluated(options, arm, before):
     words += ["--judge", JUDGE, "--output", options.output / arm]
     command = [sys.executable, "-m", "rbalign", "eval", "--model", f"{options.run}:{arm}", *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    text = (options.output / arm / "evaluation.json").read_text(encoding="utf-8")
-    return json.loads(re.sub(rf'"{re.escape(options.run.name)}-([a-z-]+?)(-s\d+)?"', r'"\1"', text))
+    return json.loads((options.output / arm / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def by_arms(found):
+    """Figures, and differences between arms, of every arm's evaluation.json; models by the names of arms."""
+    arms = {one["model"]["name"]: arm for arm, one in found.items()}
+    figures = [
+        {**figure, "model": arms.get(figure["model"], figure["model"])}
+        for one in found.values()
+        for figure in one["figures"]
+    ]
+    differences = [
+        {**row, "a": arms[row["a"]], "b": arms[row["b"]]}
+        for one in found.values()
+        for row in one["comparisons"]
+        if row["b"] in arms
+    ]
+    return figures, differences
 
 
 def main():
@@ -47,8 +62,10 @@ def main():
     options = parser.parse_args()
     options.output = options.output or options.run / "smoke"
     arms = [BASE, *options.arms.split(",")]
+    if not options.run.is_dir():
+        sys.exit(f"there is no run at {options.run}: make it by `rba run laptop`, or name another one")
     found = {arm: evaluated(options, arm, arms[:place]) for place, arm in enumerate(arms)}
-    differences = [row for one in found.values() for row in one["comparisons"] if row["b"] in arms]
+    figures, differences = by_arms(found)
     tested = [row for row in differences if row["headline"]]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = round(adjusted, 4)
@@ -57,7 +74,7 @@ def main():
         "limit": options.limit,
         "max_new_tokens": options.max_new_tokens,
         "models": [*options.references.split(","), *arms],
-        "figures": [figure for one in found.values() for figure in one["figures"]],
+        "figures": figures,
         "differences": tested,
     }
     sys.stdout.write(json.dumps(result) + "\n")

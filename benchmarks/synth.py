@@ -16,11 +16,10 @@ import statistics
 import sys
 import time
 from contextlib import closing
+from importlib.util import find_spec
 from itertools import count
 
 import torch
-from distilabel.models.llms import TransformersLLM
-from distilabel.steps.tasks import Magpie
 from transformers import AutoModelForCausalLM
 
 from rbalign.assets import model_folder
@@ -58,8 +57,8 @@ def measure(config, candidates, workers):
 def rates(acceptance, elapsed):
     """What was judged and accepted in so many seconds."""
     return {
-        "candidates a second": round(acceptance.seen / elapsed, 2),
-        "accepted a second": round(len(acceptance.examples) / elapsed, 2),
+        "candidates a second": round(acceptance.seen / elapsed, 4),
+        "accepted a second": round(len(acceptance.examples) / elapsed, 4),
         "candidates": acceptance.seen,
         "accepted": len(acceptance.examples),
         "dropped": dict(acceptance.causes.most_common(4)),
@@ -82,8 +81,12 @@ def judged(config, candidates, batches):
 
 def distilabel(config):
     """Batches of drafts by distilabel's Magpie; whole is what ended before the limit."""
+    from distilabel.models.llms import TransformersLLM
+    from distilabel.steps.tasks import Magpie
+
     folder = str(model_folder(TeacherConfig().model))
     tokenizer = load_tokenizer(folder)
+    assert DEFAULT_SYSTEM in tokenizer.chat_template, "the template's own system prompt is another one"
     llm = TransformersLLM(
         model=folder, torch_dtype="float32", device="cpu", use_magpie_template=True,
         magpie_pre_query_template=tokenizer.decode(prequery_ids(tokenizer, config.system)),
@@ -147,6 +150,8 @@ def main():
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+    if find_spec("distilabel") is None:
+        sys.exit('distilabel is not installed: pip install -e ".[benchmark]"')
     workers = options.workers or os.cpu_count() or 1
     alone = SynthConfig(
         train=10 * options.candidates, validation=0, test=0, answers=False,

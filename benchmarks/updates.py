@@ -85,6 +85,7 @@ def main():
     parser.add_argument("--arms", nargs="+", default=["sft", "kd", "rba-single", "rba-group", "grpo", "opd"])
     parser.add_argument("--views", type=int, nargs="+", default=[4])
     parser.add_argument("--examples", type=int, nargs="+", default=[4])
+    parser.add_argument("--micro-batch", type=int, default=AlignConfig().micro_batch)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -98,7 +99,12 @@ def main():
     for _ in range(options.updates):
         for (arm, *size), rows in found.items():
             policy.restart(0)
-            config = AlignConfig(updates=2, examples_per_update=4, sampling=Sampling(max_new_tokens=32))
+            config = AlignConfig(
+                updates=2,
+                examples_per_update=4,
+                micro_batch=options.micro_batch,
+                sampling=Sampling(max_new_tokens=32),
+            )
             with tempfile.TemporaryDirectory() as folder:
                 AlignTrainer(policy, arm, config, items[tuple(size)], Path(folder), seed=0, scorer=ByLength()).fit()
                 *_, row = read_rows(Path(folder) / "metrics.jsonl")  # the first also measures each term's gradient norm

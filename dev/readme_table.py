@@ -35,11 +35,13 @@ def section(name: str, results: dict) -> str:
     made = main_table(asked)
     sides = {*asked.facets().values(), *SIDES}
     shown = {i: column for i, column in enumerate(made["columns"]) if column["headline"] or column["label"] in sides}
-    labels = [column["label"] for column in shown.values()]
-    lines = ["| arm | " + " | ".join(labels) + " |", "|" + "---|" * (len(labels) + 1)]
-    for line in made["lines"]:
-        cells = [cell(line["cells"][i], column["headline"]) for i, column in shown.items()]
-        lines.append(f"| {line['arm']} | " + " | ".join(cells) + " |")
+    lines = table(
+        ["arm", *(column["label"] for column in shown.values())],
+        [
+            [line["arm"], *(cell(line["cells"][i], column["headline"]) for i, column in shown.items())]
+            for line in made["lines"]
+        ],
+    )
     note = (
         f"`rba run {name}` (results/{name}.json; its page has every column). 95 % intervals over instructions; * = the "
         "arm's loss optimises it; bold = Holm-adjusted p below 0.05."
@@ -49,24 +51,38 @@ def section(name: str, results: dict) -> str:
     if spent:
         what = "10^12 operations of the language model (updates, and the one whose weights are evaluated)"
         said.append(f"- Training, {what}: {', '.join(spent)}.")
-    return "\n".join([note, "", *lines, "", *differences(asked), *said])
+    pairs = differences(asked)
+    return "\n".join([note, "", *lines, "", *([*pairs, ""] if pairs else []), *said])
 
 
 def differences(results: Results) -> list[str]:
     """Every headline comparison, a pair of arms in a row; bold where the Holm-adjusted p is below 0.05."""
-    pairs: dict[tuple[str, str], dict[str, str]] = {}
-    for row in results.comparisons:
-        if row["headline"] and row["difference"] is not None:
-            mark = "**" if row["p_holm"] is not None and row["p_holm"] < ADJUSTED else ""
-            shown = f"{mark}{row['difference']:+.3f}{mark} ({row['ci_low']:+.3f} to {row['ci_high']:+.3f})"
-            pairs.setdefault((row["a"], row["b"]), {})[label(row["metric"])] = shown
-    if not pairs:
-        return []
-    metrics = list(dict.fromkeys(metric for cells in pairs.values() for metric in cells))
-    lines = [f"| difference | {' | '.join(metrics)} |", "|" + "---|" * (len(metrics) + 1)]
-    for (ours, theirs), cells in pairs.items():
-        lines.append(f"| {ours} minus {theirs} | {' | '.join(cells.get(metric, '') for metric in metrics)} |")
-    return [*lines, ""]
+    shown = {
+        ((f"{row['a']} minus {row['b']}",), label(row["metric"])): difference(row, 3)
+        for row in results.comparisons
+        if row["headline"] and row["difference"] is not None
+    }
+    return pivoted(["difference"], shown) if shown else []
+
+
+def difference(row: dict, places: int) -> str:
+    """`+0.031 (+0.004 to +0.058)`, bold where the Holm-adjusted p is below 0.05."""
+    mark = "**" if row["p_holm"] is not None and row["p_holm"] < ADJUSTED else ""
+    value, low, high = (f"{row[name]:+.{places}f}" for name in ("difference", "ci_low", "ci_high"))
+    return f"{mark}{value}{mark} ({low} to {high})"
+
+
+def pivoted(corner: list[str], cells: dict[tuple[tuple[str, ...], str], str]) -> list[str]:
+    """A table of (what stands left, column) -> cell."""
+    columns = list(dict.fromkeys(column for _, column in cells))
+    rows = dict.fromkeys(left for left, _ in cells)
+    return table([*corner, *columns], [[*left, *(cells.get((left, one), "") for one in columns)] for left in rows])
+
+
+def table(columns: list[str], rows: list[list]) -> list[str]:
+    """Lines of a table in Markdown; cells may hold Markdown."""
+    lines = [f"| {' | '.join(map(str, line))} |" for line in (columns, *rows)]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
 
 
 def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
@@ -108,12 +124,10 @@ def hearing(counts: dict, quality: dict, mlp: dict | None) -> str:
             for name, pair in quality["people"].items()
         ),
     ]
-    lines = [
-        "| WER, % | clips | this connector | its CTC alone, greedy | MLP adapter | Whisper tiny.en |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, ours, *others in rows:
-        lines.append(f"| {name} | {ours['clips']} | {' | '.join(map(percent, [ours, *others]))} |")
+    lines = table(
+        ["WER, %", "clips", "this connector", "its CTC alone, greedy", "MLP adapter", "Whisper tiny.en"],
+        [[name, ours["clips"], *map(percent, [ours, *others])] for name, ours, *others in rows],
+    )
     if mlp:
         own = mlp["connector"]
         said += (
@@ -131,42 +145,47 @@ def percent(value: dict | None) -> str:
 
 def costs(measured: dict) -> str:
     """What one update of each arm takes (benchmarks/updates.py)."""
-    lines = [
+    said = (
         "One update of 4 instructions x 4 voices, answers of 32 tokens, SmolLM2-135M with LoRA, clips heard before; "
         f"{measured['machine']} (`{measured['command']}`, medians). Operations are those of the language model's "
-        "matrix products.",
-        "",
-        "| arm | operations, GFLOP | seconds | sampling | reference | loss and step |",
-        "|---|---|---|---|---|---|",
+        "matrix products."
+    )
+    rows = [
+        [f"`{row['arm']}`", f"{row['gigaflop']:,.0f}", f"{row['total']:.1f}"]
+        + [f"{row[name]:.1f}" if row.get(name) else "" for name in ("sample", "reference", "step")]
+        for row in measured["rows"]
     ]
-    for row in measured["rows"]:
-        phases = [f"{row[name]:.1f}" if row.get(name) else "" for name in ("sample", "reference", "step")]
-        lines.append(f"| `{row['arm']}` | {row['gigaflop']:,.0f} | {row['total']:.1f} | {' | '.join(phases)} |")
-    return "\n".join(lines)
+    columns = ["arm", "operations, GFLOP", "seconds", "sampling", "reference", "loss and step"]
+    return "\n".join([said, "", *table(columns, rows)])
 
 
 def growth(measured: dict) -> str:
     """What an update takes by the number of views and of examples (benchmarks/updates.py)."""
-    said = f"By views of an instruction and size of the data (`{measured['command']}`; {measured['machine']}):"
-    lines = [said, "", "| arm | examples | views | seconds | a view |", "|---|---|---|---|---|"]
-    for row in measured["rows"]:
-        each = row["total"] / (4 * row["views"])
-        lines.append(f"| `{row['arm']}` | {row['examples']} | {row['views']} | {row['total']:.1f} | {each:.2f} |")
-    return "\n".join(lines)
+    said = (
+        "By views of an instruction, then by the number of examples in the data, each in one interleaved run "
+        f"(`{measured['command']}`; {measured['machine']}). An update takes four examples; its seconds, and those "
+        "divided by its views:"
+    )
+    rows = [
+        [f"`{row['arm']}`", row["run"], row["examples"], row["views"], f"{row['total']:.1f}", f"{each(row):.2f}"]
+        for row in measured["rows"]
+    ]
+    return "\n".join([said, "", *table(["arm", "run", "examples", "views", "seconds", "seconds a view"], rows)])
+
+
+def each(row: dict) -> float:
+    """Seconds for each view of the update's four examples."""
+    return row["total"] / (4 * row["views"])
 
 
 def beside(measured: dict) -> str:
     """One update beside another trainer's (benchmarks/beside_trl.py)."""
-    lines = [
-        f"`{measured['command']}`; {measured['machine']}, seconds of an update.",
-        "",
-        "| | ours | theirs | times as fast | products alone |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for row in measured["rows"]:
         ratio = f"{row['ratio']:.1f} ({row['spread'][0]:.1f} to {row['spread'][1]:.1f})"
-        lines.append(f"| {row['name']} | {row['ours']:.1f} | {row['theirs']:.1f} | {ratio} | {row['floor']:.1f} |")
-    return "\n".join(lines)
+        rows.append([row["name"], f"{row['ours']:.1f}", f"{row['theirs']:.1f}", ratio, f"{row['floor']:.1f}"])
+    said = f"`{measured['command']}`; {measured['machine']}, seconds of an update."
+    return "\n".join([said, "", *table(["update", "ours", "theirs", "times as fast", "products alone"], rows)])
 
 
 def smoke(measured: dict) -> str:
@@ -183,36 +202,32 @@ def smoke(measured: dict) -> str:
     models = row["models"]
     said = (
         f"`{measured['command']}`; {measured['machine']}. Greedy, at most {row['max_new_tokens']} tokens. "
-        "95 % intervals over instructions, whose number is n."
+        "95 % intervals over instructions, whose number is n. Left out: rates of single constraints, consistency by "
+        "WordLlama, and what consistency is made of; the pages of `rba eval --model` have them."
     )
-    lines = ["| task | figure | n | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 3)]
+    lines = []
     for task, name in dict.fromkeys(key[:-1] for key in figures):
         own = [figures.get((task, name, model)) for model in models]
-        known = next(figure for figure in own if figure)
-        shown = " | ".join(spread(figure, "value", known["unit"]) if figure else "" for figure in own)
-        lines.append(f"| {task.removeprefix('smoke-')} | {name} | {known['n']} | {shown} |")
-    return "\n".join([said, "", *lines, "", *smoke_differences(row["differences"])])
+        n = next(figure["n"] for figure in own if figure)
+        lines.append([task.removeprefix("smoke-"), name, n, *(spread(figure) if figure else "" for figure in own)])
+    pairs = {}
+    for one in row["differences"]:
+        left = (one["task"].removeprefix("smoke-"), called(one))
+        pairs[left, f"{one['a']} minus {one['b']}"] = difference(one, places(one))
+    bold = "Bold = p below 0.05 after Holm's adjustment over all of these."
+    scores = table(["task", "figure", "n", *models], lines)
+    return "\n".join([said, "", *scores, "", *pivoted(["task", "figure"], pairs), "", bold])
 
 
-def smoke_differences(rows: list[dict]) -> list[str]:
-    """Those of the headline figures, a pair of arms in a column."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        mark = "**" if row["p_holm"] < ADJUSTED else ""
-        shown = f"{mark}{spread(row, 'difference', '%', '+')}{mark}"
-        found.setdefault((row["task"], row["metric"]), {})[f"{row['a']} minus {row['b']}"] = shown
-    pairs = list(dict.fromkeys(pair for cells in found.values() for pair in cells))
-    lines = [f"| task | figure | {' | '.join(pairs)} |", "|" + "---|" * (len(pairs) + 2)]
-    for (task, metric), cells in found.items():
-        lines.append(f"| {task.removeprefix('smoke-')} | {metric} | {' | '.join(cells.get(p, '') for p in pairs)} |")
-    return [*lines, "", "Bold = p below 0.05 after Holm's adjustment over all of these."]
+def spread(figure: dict) -> str:
+    """`62.4 (56.2 to 68.2)`."""
+    value, low, high = (f"{figure[name]:.{places(figure)}f}" for name in ("value", "ci_low", "ci_high"))
+    return f"{value} ({low} to {high})"
 
 
-def spread(row: dict, value: str, unit: str, sign: str = "") -> str:
-    """`62.4 (56.2 to 68.2)`: one decimal of percents, two of the rest."""
-    places = 1 if unit == "%" else 2
-    low, high = (f"{row[name]:{sign}.{places}f}" for name in ("ci_low", "ci_high"))
-    return f"{row[value]:{sign}.{places}f} ({low} to {high})"
+def places(row: dict) -> int:
+    """Decimals: one of percents, two of the rest."""
+    return 1 if row["unit"] == "%" else 2
 
 
 def between(text: str, mark: str, content: str) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from rbalign import scorers
-from rbalign.eval.score import load_rows, score
+from rbalign.eval.score import load_rows, score, word_errors
 from rbalign.types import Example
 
 EXAMPLES = {
@@ -76,3 +76,9 @@ def test_only_new_answers_are_scored(tmp_path):
     found = run(tmp_path, [answer("a", "changed"), answer("b", "milk")])
     assert found["a/0/0"]["scores"]["chrf"] == pytest.approx(1.0)
     assert len(found) == 2
+
+
+def test_word_errors_by_hand():
+    assert word_errors("The colour is red.", "the color is read") == [1, 4]
+    assert word_errors("seven dogs", "7 dogs bark") == [1, 2]
+    assert word_errors("", "hello there") == [2, 0]

@@ -18,7 +18,7 @@ from rbalign.eval import answerers
 from rbalign.eval.collect import Answered, collect, in_turn
 from rbalign.eval.items import Item, by_example, chosen_view, every_view, repeats, wrong_audio
 from rbalign.eval.schedule import Spoken, arm_work, reference_work
-from rbalign.eval.score import load_rows, word_errors
+from rbalign.eval.score import load_rows
 from rbalign.rundir.journal import count_lines
 from rbalign.rundir.run import RunDir
 from rbalign.speechlm.policy import SpeechPolicy
@@ -373,12 +373,6 @@ def test_schedule_gives_arms_what_base_got():
     )
     wrong = [[w.folder for w in own if w.task == "qa-wrong-audio"] for own in asked]
     assert wrong == [["base"], []]
-
-
-def test_word_errors_by_hand():
-    assert word_errors("The colour is red.", "the color is read") == [1, 4]
-    assert word_errors("seven dogs", "7 dogs bark") == [1, 2]
-    assert word_errors("", "hello there") == [2, 0]
 
 
 def test_recipe_without_eval_is_refused(run):

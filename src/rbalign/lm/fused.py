@@ -63,7 +63,11 @@ class _Cache:
 
 
 class FusedSampler:
-    """Keyed sampling from a Llama-class causal LM; merged LoRA weights are copied at `refresh()`."""
+    """Keyed sampling from a Llama-class causal LM, LoRA merged in.
+
+    Its weights are those of the last `refresh()`: copies where `products` packs, elsewhere the model's own tensors if a
+    layer has no LoRA. Refresh after every step.
+    """
 
     def __init__(self, model: Any) -> None:
         if not self.supports(model):
@@ -91,8 +95,9 @@ class FusedSampler:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the current weights, LoRA merged in. The former copy goes first: a second one beside it is 425 MB."""
+        """Take the current weights, LoRA merged in. The former copy goes first: a second one beside it is 538 MB."""
         self.layers: list[_Layer] = []
+        self.head = torch.empty(0)
         self.layers += map(_Layer.of, self.decoder.layers)
         self.head = packed(_merged(self.model.get_output_embeddings()))
 
