@@ -20,8 +20,10 @@ from rbalign.config.sections import ReportConfig
 from rbalign.report import benchmarks, samples
 from rbalign.report import page as report
 from rbalign.report.benchmarks import Evaluated, Question, TaskAnswers
+from rbalign.report.dataset import Heard, Shown
+from rbalign.report.dataset import build as build_dataset
 from rbalign.report.document import render
-from rbalign.types import View, ViewSpec
+from rbalign.types import Example, View, ViewSpec
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'rbalign[browser]'")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -217,6 +219,29 @@ def test_an_evaluation_has_such_a_page_too(browser, tmp_path, width):
     assert page.locator("figure svg").count() == 2
     page.get_by_role("button", name="Play").first.click()
     page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    assert (faults, page.evaluate("window.owned")) == ([], None)
+
+
+def test_the_page_of_a_dataset_has_pictures_and_no_order_to_choose(browser, tmp_path):
+    """Its cards have no arms, so there is nothing to sort by; a hostile instruction stays text."""
+    example = Example("e0", "train", EVIL, "say it", "Well.")
+    views = {"e0": [View("e0", i, "train", ViewSpec(v), 0.5, clip(i)) for i, v in enumerate(("hibari", "af_heart"))]}
+    heard = {"e0/0": Heard(EVIL, 3, 2)}
+    shown = Shown(EVIL, ["one"], {EVIL: 3}, {"instruction": [2, 3]}, [example], views, heard, [("by", EVIL)])
+    index = build_dataset(tmp_path, shown)
+    page, faults = browser.new_context(offline=True, viewport={"width": 360, "height": 740}).new_page(), []
+    page.on("pageerror", lambda one: faults.append(str(one)))
+    page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
+    page.goto(index.as_uri())
+    page.locator(".card").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("#order").count() == 0
+    assert page.evaluate("document.querySelector('.picture').naturalHeight") == 128
+    page.get_by_role("button", name="af_heart").first.click()
+    page.get_by_role("button", name="Play").first.click()
+    page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    page.locator("#search").fill("nothing like it")
+    page.locator(".card").first.wait_for(state="detached")
     assert (faults, page.evaluate("window.owned")) == ([], None)
 
 

@@ -119,11 +119,21 @@ def card(
 def inspect(
     place: Annotated[Path, typer.Argument(metavar="DATASET|RUN", help="A dataset folder or a run folder.")],
     rows: Annotated[int, typer.Option("--rows", min=0, max=1000, help="How many examples to show.")] = 5,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="DIR", help="Write a page instead: --rows examples, drawn, with their clips."),
+    ] = None,
 ) -> None:
     """What is in a dataset or a run: counts, voices, what was dropped and why, a few examples."""
     from rbalign.cli.show import size, table
     from rbalign.stages.inspect import look_at
 
+    if page is not None:
+        from rbalign.stages.inspect_page import write_page
+        from rbalign.stages.named import dataset_named
+
+        typer.echo(f"{write_page(dataset_named(str(place)), page, rows)}  (opens by double click)")
+        return
     found = look_at(place, rows)
     for line in found.lines:
         typer.echo(line)

@@ -90,11 +90,10 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 def dataset_card(named: NamedDataset, form: str | None = None) -> str:
     """The card of a dataset folder, or of its export in a format. Reads every example once; holds no path."""
-    manifest, recipe = named.dataset.manifest, named.recipe
+    manifest = named.dataset.manifest
     parts = [part(TEACHER, manifest["teacher"])] if "teacher" in manifest else []
     parts += voice_parts(manifest)
-    languages = manifest.get("languages") or [recipe.synth.filters.language if recipe and recipe.synth else "en"]
-    front = yaml.safe_dump(_front(named, parts, languages, form), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_front(named, parts, form), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n" + CARD.format(
         name=cell(named.name),
         summary=_summary(manifest, parts),
@@ -106,11 +105,11 @@ def dataset_card(named: NamedDataset, form: str | None = None) -> str:
         filters=_filters(named),
         labels=_by_tagger(manifest) + _labels(named.dataset),
         speech_limit=RECORDED_LIMIT if _is_recorded(manifest) else SYNTHETIC_LIMIT,
-        language_limit=_language_limit(languages),
+        language_limit=_language_limit(named.languages),
     )
 
 
-def _front(named: NamedDataset, parts: Sequence[Part], languages: list[str], form: str | None) -> dict[str, Any]:
+def _front(named: NamedDataset, parts: Sequence[Part], form: str | None) -> dict[str, Any]:
     """The YAML that dataset hubs read."""
     splits = named.dataset.manifest["splits"]
     clips = sum(table["views"] for table in splits.values())
@@ -121,7 +120,7 @@ def _front(named: NamedDataset, parts: Sequence[Part], languages: list[str], for
     return {
         "pretty_name": named.name,
         **licence,
-        "language": languages,
+        "language": named.languages,
         "task_categories": ["audio-text-to-text", "automatic-speech-recognition"],
         "size_categories": [next((name for most, name in SIZES if clips < most), "n>1M")],
         "tags": ["speech", "synthetic", "instruction-following", "rbalign"],

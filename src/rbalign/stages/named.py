@@ -28,6 +28,12 @@ class NamedDataset:
     run: Path | None
     """The folder of that run."""
 
+    @property
+    def languages(self) -> list[str]:
+        """What is said, and, where it is another one, what is answered in."""
+        synth = self.recipe.synth if self.recipe else None
+        return list(self.dataset.manifest.get("languages") or [synth.filters.language if synth else "en"])
+
 
 def dataset_named(given: str, runs: Path = Path("runs")) -> NamedDataset:
     """The dataset behind its folder, a run's folder, or a recipe whose run is in `runs`; opened.

@@ -3,9 +3,9 @@
 (() => {
   const cards = document.getElementById("cards");
   if (!cards) return;
-  const [search, order, more, count] = ["search", "order", "more", "count"].map((id) => document.getElementById(id));
+  const [search, more, count] = ["search", "more", "count"].map((id) => document.getElementById(id));
   // Filters stand on the page only where they have a choice.
-  const [task, voice, flag] = ["task", "voice", "flag"].map((id) => document.getElementById(id) ?? { value: "" });
+  const [task, voice, flag, order] = ["task", "voice", "flag", "order"].map((id) => document.getElementById(id) ?? { value: "" });
   const PAGE = 10;
   const items = [...INLINE];
   let loaded = 0, shown = PAGE, asked = 0;
@@ -42,7 +42,9 @@
       };
       row.append(play);
     }
+    if (view.picture) row.append(make("img", { src: view.picture, alt: `Spectrogram of ${view.voice}, 0 to 8 kHz`, className: "picture" }));
     if (view.heard != null) row.append(make("span", { textContent: `heard: “${view.heard}”` }));
+    if (view.note) row.append(make("span", { textContent: view.note }));
     return row;
   }
 
