@@ -30,6 +30,15 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SAMPLES = 5000
 
 
+def until(page, expression):
+    """Wait for it. Not by wait_for_function, whose polling the page's own policy takes for eval."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
@@ -218,7 +227,7 @@ def test_an_evaluation_has_such_a_page_too(browser, tmp_path, width):
     assert page.evaluate(CONTRAST) >= 4.5
     assert page.locator("figure svg").count() == 2
     page.get_by_role("button", name="Play").first.click()
-    page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    until(page, "document.querySelector('audio')?.duration > 0.4")
     assert (faults, page.evaluate("window.owned")) == ([], None)
 
 
@@ -239,7 +248,7 @@ def test_the_page_of_a_dataset_has_pictures_and_no_order_to_choose(browser, tmp_
     assert page.evaluate("document.querySelector('.picture').naturalHeight") == 128
     page.get_by_role("button", name="af_heart").first.click()
     page.get_by_role("button", name="Play").first.click()
-    page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    until(page, "document.querySelector('audio')?.duration > 0.4")
     page.locator("#search").fill("nothing like it")
     page.locator(".card").first.wait_for(state="detached")
     assert (faults, page.evaluate("window.owned")) == ([], None)
@@ -277,7 +286,7 @@ def test_the_single_file_plays_alone(browser, folder, tmp_path):
     page.on("console", lambda one: faults.append(one.text) if one.type == "error" else None)
     page.goto((tmp_path / "single.html").as_uri())
     page.get_by_role("button", name="Play").first.click()
-    page.wait_for_function("document.querySelector('audio')?.duration > 0.4")
+    until(page, "document.querySelector('audio')?.duration > 0.4")
     assert page.locator(".card").count() == 2
     assert page.locator("#count").text_content() == "2 of 2 shown"
     assert faults == []
