@@ -30,15 +30,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SAMPLES = 5000
 
 
-def until(page, expression):
-    """Wait for it. Not by wait_for_function, whose polling the page's own policy takes for eval."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never true: {expression}")
-
-
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
