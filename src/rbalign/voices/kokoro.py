@@ -12,6 +12,7 @@ import onnxruntime
 from rbalign import assets
 from rbalign.errors import AssetError, DataError
 from rbalign.voices.bank import load_bank
+from rbalign.voices.convolutions import fastest
 from rbalign.voices.engine import check_speed, finish
 from rbalign.voices.phonemes import phoneme_chunks
 
@@ -64,4 +65,4 @@ def onnx_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(fastest(path), options, providers=["CPUExecutionProvider"])
