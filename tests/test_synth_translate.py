@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import openai  # noqa: F401 - before the fork below, so that each child need not
 import pytest
-import soundfile
 from aligning import tiny_policy
 from loopback import Loopback, bodies, chat, clip, completion, content, start, status
+from recorded import SENTENCES, audiofolder, tone
 
 from rbalign.audio.io import read_audio
 from rbalign.config.endpoints import TeacherEndpoint, VoiceEndpoint
@@ -29,7 +29,8 @@ from rbalign.stages.card import dataset_card
 from rbalign.stages.named import dataset_named
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.synth import recordings
-from rbalign.synth.recordings import Recordings, read_transcripts, source_hash
+from rbalign.synth.recordings import Recordings
+from rbalign.synth.transcripts import read_transcripts
 from rbalign.synth.translate import transcript_cause, translation_cause
 from rbalign.text.language import _identifier
 from rbalign.types import Split
@@ -81,77 +82,6 @@ def test_every_language_of_a_recipe_is_one_that_texts_are_told_by():
 
 
 # ---- recordings ------------------------------------------------------------------------------------------------------
-
-PLACES = ("town", "street", "valley", "school")
-BUILDINGS = ("bakery", "bridge", "museum", "garden", "harbor")
-PEOPLE = ("mother", "uncle", "teacher", "neighbor", "doctor", "sister", "painter", "farmer", "singer", "judge")
-DOINGS = ("visits", "repairs", "paints", "sells", "watches", "describes", "buys", "cleans", "likes", "forgets")
-SENTENCES = [
-    f"My {PEOPLE[n % 10]} {DOINGS[(n * 3 + n // 10) % 10]} the {BUILDINGS[n % 5]} behind that {PLACES[n // 5]} again."
-    for n in range(20)
-]
-
-
-def tone(path, seconds=0.3, rate=8000, pitch=300.0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate), rate)
-
-
-def audiofolder(folder, sentences=SENTENCES, column="transcription", split=None):
-    """Two recordings of the first sentence, one of each other."""
-    below = folder / split if split else folder
-    rows = []
-    for number, text in enumerate([sentences[0], *sentences]):
-        tone(below / f"clips/{number:03d}.wav", pitch=200 + 20 * number)
-        rows.append({"file_name": f"clips/{number:03d}.wav", column: text})
-    (below / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def test_the_layouts_say_the_same(tmp_path):
-    listed = read_transcripts(audiofolder(tmp_path / "jsonl"), "transcription")
-    assert len(listed) == 21
-    assert list(listed.values()).count(SENTENCES[0]) == 2
-    rows = [json.loads(line) for line in (tmp_path / "jsonl/metadata.jsonl").read_text().splitlines()]
-    (tmp_path / "csv").mkdir()
-    lines = "".join(f'{row["file_name"]},"{row["transcription"]}"\n' for row in rows)
-    (tmp_path / "csv/metadata.csv").write_text("file_name,transcription\n" + lines)
-    assert read_transcripts(tmp_path / "csv", "transcription") == listed
-    for row in rows:
-        tone(tmp_path / "beside" / row["file_name"])
-        (tmp_path / "beside" / row["file_name"]).with_suffix(".txt").write_text(f"  {row['transcription']}\n")
-    assert read_transcripts(tmp_path / "beside", "transcription") == listed
-    assert source_hash(tmp_path / "jsonl") == source_hash(audiofolder(tmp_path / "again"))
-    assert source_hash(tmp_path / "jsonl") != source_hash(audiofolder(tmp_path / "other", SENTENCES[::-1]))
-
-
-def test_sources_that_are_none_are_refused_with_a_cure(tmp_path):
-    with pytest.raises(UsageError, match="is no folder"):
-        read_transcripts(tmp_path / "nowhere", "transcription")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no recording with a transcript"):
-        read_transcripts(tmp_path / "empty", "transcription")
-    folder = audiofolder(tmp_path / "named", column="sentence")
-    with pytest.raises(UsageError, match=r"'transcription'; allowed: file_name, sentence .*column"):
-        read_transcripts(folder, "transcription")
-    assert read_transcripts(folder, "sentence")
-    listing = folder / "metadata.jsonl"
-    for text, match in (
-        ('{"sentence": "x"}\n', "row 1 has no file_name"),
-        ('{"file_name": "../../secret.wav", "sentence": "x"}\n', "outside the folder"),
-        ("not json\n", "line 1 is no JSON object"),
-        ("[1]\n", "line 1 is no JSON object"),
-    ):
-        listing.write_text(text)
-        with pytest.raises(DataError, match=match):
-            read_transcripts(folder, "sentence")
-    listing.write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DataError, match="UTF-8"):
-        read_transcripts(folder, "sentence")
-    audiofolder(tmp_path / "half", split="train")
-    audiofolder(tmp_path / "half")
-    with pytest.raises(UsageError, match="name a split in every path"):
-        Recordings(tmp_path / "half", "transcription", 1, 30.0)
 
 
 def test_recordings_of_one_transcript_are_views_of_one_example_and_folders_are_splits(tmp_path):

@@ -18,7 +18,7 @@ from rbalign.stages.policy import heard_by
 from rbalign.stages.voices import bank_of
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
 from rbalign.synth.leakage import leakage_texts
-from rbalign.synth.recordings import source_hash
+from rbalign.synth.transcripts import source_hash
 from rbalign.types import Example, Split, View
 from rbalign.voices.bank import VoiceBank
 
