@@ -195,18 +195,12 @@ def _speaking_ahead(
 ) -> Iterator[Take]:
     """What hears of examples as they are accepted: it has them spoken, where writing leaves the cores free."""
     config = config_of(recipe)
-    if source is not None or (recipe.teacher.endpoint is None and not _writes_on_gpu()):
+    if source is not None or recipe.teacher.endpoint is None:
         yield lambda examples: None
         return
     plan = partial(plan_views, rules=config.views, bank=bank, seed=recipe.seed)
     with Ahead(plan, speak_now, VIEWS_PER_SHARD) as ahead:
         yield ahead.take
-
-
-def _writes_on_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def _write(recipe: Recipe, folder: Path, servers: Servers, take: Take, judged: Sequence[Acceptance]) -> None:

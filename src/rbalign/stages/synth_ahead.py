@@ -1,7 +1,7 @@
 """Speech while the teacher still writes: a shard is spoken as soon as all its texts stand.
 
-Only where writing leaves the cores free, the teacher behind a server or on a GPU: on the same cores each would take
-from the other what it gains. What is spoken early is what would be spoken late: accepted examples keep their order, an
+Only where writing leaves the cores free, the teacher behind a server: on the same cores each would take from the other
+what it gains. What is spoken early is what would be spoken late: accepted examples keep their order, an
 example's views depend on nothing but itself, and so the first shards of a split are known before its last text.
 """
 
