@@ -16,8 +16,8 @@ from pathlib import Path
 from rbalign.eval.stats import holm
 
 BASE = "base"
-JUDGE = "minilm"
-"""An embedder that no recipe takes as a reward: whose answer is nearer to the reference."""
+JUDGE = "wordllama"
+"""An embedder that is nobody's reward: whose answer is nearer to the reference."""
 
 
 def evaluated(options, arm, before):
@@ -73,6 +73,7 @@ def main():
         "name": f"smoke tasks, {', '.join(arms)} of {options.run.name}",
         "limit": options.limit,
         "max_new_tokens": options.max_new_tokens,
+        "judge": JUDGE,
         "models": [*options.references.split(","), *arms],
         "figures": figures,
         "differences": tested,

@@ -66,10 +66,10 @@ def differences(results: Results) -> list[str]:
 
 
 def difference(row: dict, places: int) -> str:
-    """`+0.031 (+0.004 to +0.058)`, bold where the Holm-adjusted p is below 0.05."""
+    """`+0.031 (+0.004 to +0.058)`, bold where the Holm-adjusted p is below 0.05, starred where training raised it."""
     mark = "**" if row["p_holm"] is not None and row["p_holm"] < ADJUSTED else ""
     value, low, high = (f"{row[name]:+.{places}f}" for name in ("difference", "ci_low", "ci_high"))
-    return f"{mark}{value}{mark} ({low} to {high})"
+    return f"{mark}{value}{mark}{'*' if row['optimised'] else ''} ({low} to {high})"
 
 
 def pivoted(corner: list[str], cells: dict[tuple[tuple[str, ...], str], str]) -> list[str]:
@@ -197,13 +197,13 @@ def smoke(measured: dict) -> str:
         if figure["value"] is not None
         and figure["metric"] not in BESIDE
         and not (figure["task"] == "smoke-if" and figure["part"])
-        and figure["part"] != "wordllama"
+        and figure["part"] != "minilm"
     }
     models = row["models"]
     said = (
         f"`{measured['command']}`; {measured['machine']}. Greedy, at most {row['max_new_tokens']} tokens. "
         "95 % intervals over instructions, whose number is n. Left out: rates of single constraints, consistency by "
-        "WordLlama, and what consistency is made of; the pages of `rba eval --model` have them."
+        "MiniLM, and what consistency is made of; the pages of `rba eval --model` have them."
     )
     lines = []
     for task, name in dict.fromkeys(key[:-1] for key in figures):
@@ -214,15 +214,18 @@ def smoke(measured: dict) -> str:
     for one in row["differences"]:
         left = (one["task"].removeprefix("smoke-"), called(one))
         pairs[left, f"{one['a']} minus {one['b']}"] = difference(one, places(one))
-    bold = "Bold = p below 0.05 after Holm's adjustment over all of these."
+    bold = (
+        "Bold = p below 0.05 after Holm's adjustment over all of these but those with a star: what training raises by "
+        f"itself judges nothing. Wins are judged by {row['judge']}: whose answer is nearer to the reference."
+    )
     scores = table(["task", "figure", "n", *models], lines)
     return "\n".join([said, "", *scores, "", *pivoted(["task", "figure"], pairs), "", bold])
 
 
 def spread(figure: dict) -> str:
-    """`62.4 (56.2 to 68.2)`."""
+    """`62.4 (56.2 to 68.2)`, starred where the model's training raises it."""
     value, low, high = (f"{figure[name]:.{places(figure)}f}" for name in ("value", "ci_low", "ci_high"))
-    return f"{value} ({low} to {high})"
+    return f"{value}{'*' if figure['optimised'] else ''} ({low} to {high})"
 
 
 def places(row: dict) -> int:

@@ -59,14 +59,19 @@ def evaluate(tmp_path, monkeypatch):
         for job in given:
             yield job.id, (np.sin(np.arange(len(job.text) * 200) / 20) * 0.3).astype(np.float32)
 
-    wrong = {"good": noisy, "poor": odd}
+    wrong = {"good": noisy, "poor": odd, "keen": noisy}
+    trained = {"keen": frozenset({"chrf"})}
     monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("rbalign.synth.speak.speak_many", speak_many)
     monkeypatch.setattr(measure, "build_embedder", lambda name: FirstLetter())
     monkeypatch.setattr(
         evaluation.LocalAnswering, "_new", lambda self, work: Answers(work.source, wrong[self.subject.name])
     )
-    monkeypatch.setattr(evaluation, "subject_named", lambda name, _: Subject(name, f"{name}, a fake", name, None))
+    monkeypatch.setattr(
+        evaluation,
+        "subject_named",
+        lambda name, _: Subject(name, f"{name}, a fake", name, None, optimised=trained.get(name, frozenset())),
+    )
 
     def run(name, tasks=("smoke-qa", "smoke-views", "smoke-open"), baselines=(), limit=LIMIT, **settings):
         asked = Settings(Sampling(temperature=0.0, max_new_tokens=4), limit=limit, workers=1, **settings)
@@ -187,6 +192,27 @@ def test_other_data_is_not_set_beside(evaluate):
     assert summary["comparisons"] == []
 
 
+def test_what_a_model_was_trained_to_raise_judges_nothing(evaluate):
+    """chrF was its reward: no headline, by itself or as the judge of wins, and a mark wherever it stands."""
+    poor, _ = evaluate("poor", tasks=("smoke-open", "smoke-qa"), references=("text",), judge="chrf")
+    keen, summary = evaluate("keen", tasks=("smoke-open", "smoke-qa"), baselines=[poor], judge="chrf")
+    rows = {(row["b"], row["metric"]): row for row in summary["comparisons"]}
+    assert {key for key, row in rows.items() if row["optimised"]} == {
+        ("poor", "chrf"),
+        ("poor", "win"),
+        ("text", "chrf"),
+    }
+    assert {key for key, row in rows.items() if row["headline"]} == {("poor", "accuracy"), ("text", "accuracy")}
+    assert {one["metric"] for one in summary["figures"] if one["optimised"]} == {
+        "chrf",
+        "winrate@text",
+        "lc_winrate@text",
+    }
+    report = (keen / "report" / "report.md").read_text()
+    assert re.search(r"\| chrf \| \d+ \| \d\.\d+† \(.*\) \| \d\.\d+ \(", report)
+    assert "one side optimised this metric" in (keen / "report" / "index.html").read_text()
+
+
 def test_wins_in_the_eyes_of_another_judge_are_no_difference(evaluate):
     poor, _ = evaluate("poor", tasks=("smoke-open",), references=("text",), judge="chrf")
     good, summary = evaluate("good", tasks=("smoke-open",), baselines=[poor], judge="wordllama")
@@ -199,7 +225,7 @@ def made(figures, comparisons=()):
     """A page of these figures and differences alone: (model, metric, part, value, n), (metric, difference, p_holm)."""
     rows = [
         {"model": model, "task": "t", "metric": metric, "part": part, "value": value, "n": n, "unit": "%"}
-        | {"ci_low": value - 1, "ci_high": value + 1, "protocol": "p"}
+        | {"ci_low": value - 1, "ci_high": value + 1, "protocol": "p", "optimised": False}
         for model, metric, part, value, n in figures
     ]
     shared = {"a": "mine", "b": "other", "task": "t", "part": "", "unit": "%", "headline": True, "n": 9}
@@ -207,7 +233,7 @@ def made(figures, comparisons=()):
     pairs = [
         shared
         | {"metric": metric, "difference": value, "ci_low": value - 1, "ci_high": value + 1, "p_holm": p_holm}
-        | {"lower_is_better": metric in LOWER_IS_BETTER}
+        | {"lower_is_better": metric in LOWER_IS_BETTER, "optimised": False}
         for metric, value, p_holm in comparisons
     ]
     models = list(dict.fromkeys(row["model"] for row in rows))

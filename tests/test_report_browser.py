@@ -185,7 +185,7 @@ def made_evaluation():
         name: {one.id: {"response": text, "status": "answered", "scores": {"accuracy": 1.0}} for one in questions}
         for name, text in (("mine", "tea"), ("<i>", EVIL))
     }
-    shared = {"task": "t", "ci_low": 20.0, "ci_high": 80.0, "n": 2}
+    shared = {"task": "t", "ci_low": 20.0, "ci_high": 80.0, "n": 2, "optimised": False}
     figures = [
         {"model": model, "metric": metric, "part": part, "value": 50.0, "unit": "%", **shared}
         for model in answers
@@ -201,7 +201,15 @@ def made_evaluation():
         "losses": 0,
         "ties": 1,
     }
-    row |= {"sign_p": 1.0, "p": 0.4, "p_holm": 0.4, "headline": True, "unit": "%", "lower_is_better": False}
+    row |= {
+        "sign_p": 1.0,
+        "p": 0.4,
+        "p_holm": 0.4,
+        "headline": True,
+        "unit": "%",
+        "lower_is_better": False,
+        "optimised": False,
+    }
     tasks = [TaskAnswers("t", questions, answers, "accuracy")]
     return Evaluated("mine", EVIL, list(answers), {"t": EVIL}, figures, [shared | row], [("by", EVIL)], tasks)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from rbalign.config.mixtures import needs
@@ -66,6 +66,21 @@ def optimised_by(terms: Iterable[str], scorer: str | Mapping[str, float] = "simi
         if any(name.startswith("qa-") for name in tainted):  # another rule for the same accepted answers
             tainted.add("qa")
     return frozenset(tainted)
+
+
+def raised(optimised: Collection[str], metric: str, part: str = "", judge: str = "", scorer: str = "") -> bool:
+    """Whether a figure, or a sample's score, of a benchmark is one of the metrics that an arm optimises (paper.md,
+    section 5). judge: who said which answer wins; scorer: which rule marked answers right."""
+    name = metric.partition("@")[0].removeprefix("lc_")
+    if name in ("win", "winrate"):
+        name = judge
+    elif name in ("consistency", "cross_view", "floor", "ceiling"):
+        name = f"consistency:{part}"
+    elif name in ("followed", "rate", "if_rate", "delta"):
+        name = "constraints"
+    elif name in ("accuracy", "score", "worst_voice", "worst_view", "pass^K", "flip_rate", "relative_accuracy"):
+        name = "chrf" if scorer == "chrf" else "qa"
+    return {"minilm": "similarity", "chrf++": "chrf"}.get(name, name) in optimised
 
 
 def headlines(present: Iterable[str]) -> list[str]:

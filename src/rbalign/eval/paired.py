@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rbalign.errors import UsageError, unknown
-from rbalign.eval.metrics import METRICS
+from rbalign.eval.metrics import METRICS, raised
 from rbalign.eval.results import comparison_row, rounded
 from rbalign.eval.score import load_rows
 from rbalign.eval.stats import Bootstrap
@@ -113,9 +113,9 @@ def compare_scored(
     """left - right of two scored files (`eval.tasks.scored`), over the instructions of one task; and what changed.
 
     A row for each metric and part: as `compare_arms`, with `effect`, `unit` (the figures' own: rates are in percent,
-    cosines and chrF are not) and `lower_is_better`. BLEU and chrF++ are of the corpus, their wins are sentences'. Wins
-    over different opponents, or in the eyes of different judges, are left out. Raises UsageError for other tasks or
-    other data: the items would not be the same.
+    cosines and chrF are not), `lower_is_better` and `optimised` (one side's training raises it). BLEU and chrF++ are of
+    the corpus, their wins are sentences'. Wins over different opponents, or in the eyes of different judges, are left
+    out. Raises UsageError for other tasks or other data: the items would not be the same.
     """
     for name, key in (("task", left["task"]), ("content", left["data"]["content"])):
         other = right["task"] if name == "task" else right["data"]["content"]
@@ -131,7 +131,11 @@ def compare_scored(
     rows, flips = [], []
     for metric in sorted(metrics):
         unit = next((figure["unit"] for figure in left["figures"] if figure["metric"] == metric), PERCENT)
-        said = {"unit": unit, "lower_is_better": metric in LOWER_IS_BETTER}
+        said = {
+            "unit": unit,
+            "lower_is_better": metric in LOWER_IS_BETTER,
+            "optimised": any(optimised(one, metric) for one in (left, right)),
+        }
         known = [key for key in shared if None not in (_score(a, key, metric), _score(b, key, metric))]
         if not known:
             continue
@@ -176,6 +180,12 @@ def _difference(
         row |= {"difference": rounded(whole.value), "ci_low": rounded(whole.low), "ci_high": rounded(whole.high)}
         return row | {"p": rounded(boot.p_value(draws))}
     return row
+
+
+def optimised(scored: Mapping[str, Any], metric: str, part: str = "") -> bool:
+    """Whether what answered was trained to raise this score or figure of the file."""
+    own = scored.get("answered", {}).get("optimised", ())
+    return raised(own, metric, part, scored.get("judge", {}).get("name", ""), scored.get("scorer", ""))
 
 
 def _contest(scored: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -137,12 +137,12 @@ def called(figure: Row) -> str:
 
 def _row(figure: Row) -> Row:
     """As tables and plots take it."""
-    return {**figure, "metric": called(figure), "optimised": False}
+    return {**figure, "metric": called(figure)}
 
 
 def _comparison(row: Row) -> Row:
     """A difference as tables and plots take it."""
-    return {**row, "metric": f"{row['task']} {called(row)}", "optimised": False}
+    return {**row, "metric": f"{row['task']} {called(row)}"}
 
 
 def _block(task: str, shown: Evaluated) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from rbalign.stages.evaluation_page import (
     SUMMARY,
     Evaluation,
     compared,
+    figures_of,
     page_of,
     read_evaluation,
     read_summary,
@@ -334,7 +335,9 @@ class ModelEvaluation:
         if self.teacher is not None and self.names[name] == "teacher":
             reader = self.teacher.author
         who = self.subject.what if name == self.subject.name else f"{name}: {reader}"
-        return {"by": who, "digest": self.subject.digest, "system": self.subject.system, **self._asked(exam)}
+        trained = self.names[name] in ("speech", "own-reading")
+        told = {"by": who, "digest": self.subject.digest, "system": self.subject.system, **self._asked(exam)}
+        return told | {"optimised": sorted(self.subject.optimised) if trained else []}
 
     def _conclude(self, scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Compare with everybody, write the summary and the page."""
@@ -360,7 +363,7 @@ class ModelEvaluation:
             "sampling": self.settings.sampling.model_dump(),
             "seed": self.settings.seed,
             "limit": self.settings.limit,
-            "figures": [{"model": one["model"], **figure} for one in scored for figure in one["figures"]],
+            "figures": [figure for one in scored for figure in figures_of(one["model"], one)],
         }
 
     def _write(self, summary: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.errors import UsageError
-from rbalign.eval.paired import compare_scored
+from rbalign.eval.paired import compare_scored, optimised
 from rbalign.eval.results import rounded
 from rbalign.eval.stats import holm
 from rbalign.eval.tasks.items import TaskItem
@@ -103,7 +103,7 @@ def _content(own: Evaluation, task: str) -> str:
 
 def compared(name: str, models: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
     """`name` minus every other model, by task, metric and part: see `compare_scored`. p_holm is Holm's adjustment over
-    the headlines: of each task and pair one, over all parts together."""
+    the headlines: of each task and pair one, over all parts together, which neither side was trained to raise."""
     rows = []
     for other, files in models.items():
         for task, theirs in files.items():
@@ -111,7 +111,7 @@ def compared(name: str, models: Mapping[str, Mapping[str, Scored]]) -> list[dict
             if other == name or ours is None:
                 continue
             found = compare_scored(ours, theirs)[0]
-            both = {row["metric"] for row in found}
+            both = {row["metric"] for row in found if not row["optimised"]}
             first = _headline(name for name in _scores(ours) if name in both)
             rows += [
                 {"a": name, "b": other, "task": task, **row, "headline": (row["metric"], row["part"]) == (first, "")}
@@ -137,14 +137,16 @@ def _headline(metrics: Iterable[str]) -> str:
     return next((name for name in FIRST if name in names), names[0] if names else "")
 
 
+def figures_of(name: str, scored: Scored) -> list[dict[str, Any]]:
+    """A scored file's figures, with whose they are and whether its training raises them."""
+    return [
+        {"model": name, **one, "optimised": optimised(scored, one["metric"], one["part"])} for one in scored["figures"]
+    ]
+
+
 def page_of(own: Evaluation, models: Mapping[str, Mapping[str, Scored]], exams: Sequence[Exam]) -> Evaluated:
     """What the page shows."""
-    figures = [
-        {"model": name, **figure}
-        for name, files in models.items()
-        for one in files.values()
-        for figure in one["figures"]
-    ]
+    figures = [figure for name, files in models.items() for one in files.values() for figure in figures_of(name, one)]
     scored = {task: next(iter(files.values())) for task, files in own.scored.items()}
     return Evaluated(
         own.name,

@@ -24,6 +24,7 @@ from rbalign.config.recipe import Recipe
 from rbalign.config.sections import AlignConfig, TeacherConfig
 from rbalign.config.synth import SynthConfig
 from rbalign.errors import ServiceError, UsageError
+from rbalign.eval.metrics import optimised_by
 from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.rundir.run import RunDir
 from rbalign.stages.named import BASE, arm_weights, run_named
@@ -54,6 +55,8 @@ class Subject:
     """Whether it answers with LoRA off."""
     teacher: TeacherConfig | None = None
     """Who taught it, where its run says so."""
+    optimised: frozenset[str] = frozenset()
+    """Metrics that its training raises by itself (`eval.metrics.optimised_by`): they judge nothing."""
     text_reference: str = "the same text LLM, untouched"
     """Who reads, as the reference `text` and after the ASR in the cascade."""
 
@@ -124,7 +127,21 @@ def _of_run(run: RunDir, arm: str, name: str, what: str) -> Subject:
     files = sorted(weights.glob("*.safetensors")) if weights else []
     digest = stable_hash([_hears(run), backbone(recipe), system, {path.name: sha256_file(path) for path in files}])
     opened = partial(_open_run, run.folder.parent, recipe, weights)
-    return Subject(_file_name(name), what, digest[:16], system, opened, base=weights is None, teacher=recipe.teacher)
+    return Subject(
+        _file_name(name),
+        what,
+        digest[:16],
+        system,
+        opened,
+        base=weights is None,
+        teacher=recipe.teacher,
+        optimised=_optimised(recipe.align, arm) if weights else frozenset(),
+    )
+
+
+def _optimised(align: AlignConfig | None, arm: str) -> frozenset[str]:
+    arm = re.sub(r"-s\d+$", "", arm)
+    return optimised_by(align.mixture(arm), align.scorer) if align else frozenset()
 
 
 def _hears(run: RunDir) -> dict[str, str]:
