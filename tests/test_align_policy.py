@@ -14,8 +14,10 @@ from rbalign.lm.branches import branch_hidden
 from rbalign.lm.logprobs import completion_logprobs
 from rbalign.lm.sampler import Prompts
 from rbalign.lm.templates import around_user
+from rbalign.speechlm import base
 from rbalign.speechlm.base import REPEAT
 from rbalign.speechlm.clipcache import ClipCache, ClipFolder
+from rbalign.speechlm.ctc import log_sum_exp_rows
 from rbalign.train.reference import Reference
 from rbalign.train.trainer import AlignTrainer
 
@@ -82,6 +84,31 @@ def test_logits_and_logprobs_agree(moved):
         values, plain_mask = moved(views, completions, want)
         assert torch.equal(plain_mask, mask)
         torch.testing.assert_close(values[mask], expected[mask], atol=1e-4, rtol=0)
+
+
+def test_the_vocabulary_sees_completion_tokens_alone_and_a_prefix_passes_once(moved, monkeypatch):
+    """Rows that are multiplied with the output layer, and places that pass the decoder, counted in both ways."""
+    views, completions = asks(tiny_items(moved))
+    prompts, tokens = moved.prompts(views), sum(len(ids) for own in completions for ids in own)
+    rows, places = [], []
+
+    def counted(hidden, table):
+        rows.append(len(hidden))
+        return log_sum_exp_rows(hidden, table)
+
+    monkeypatch.setattr(base, "log_sum_exp_rows", counted)
+    layer = moved.lm.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda _, given: places.append(tuple(given[0].shape[:2])))
+    moved.lm.get_output_embeddings().register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[:2].numel()))
+    moved(views, completions)
+    assert rows == [tokens]
+    packed = [len(row) + sum(len(ids) - 1 for ids in own) for row, own in zip(prompts.rows, completions, strict=True)]
+    assert places == [(1, len(prompts.shared)), (len(views), max(packed))]
+    rows.clear()
+    moved._branching = False
+    moved(views, completions)
+    flat = [ids for own in completions for ids in own]
+    assert rows == [len(flat) * max(map(len, flat))], "padding is all that comes on top"
 
 
 def test_reference_equals_the_policy_at_step_0():
