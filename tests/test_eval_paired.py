@@ -10,6 +10,7 @@ import sys
 import pytest
 from synthetic_run import make_run
 
+from rbalign.cli.main import run_command
 from rbalign.errors import UsageError
 from rbalign.eval.paired import arms_of
 from rbalign.eval.score import load_rows
@@ -40,6 +41,27 @@ def test_two_arms_of_one_run(run):
     turned = row(compare(f"{run}:rba-group", f"{run}:base"), "chrf")
     assert turned["difference"] == pytest.approx(-chrf["difference"])
     assert (turned["wins"], turned["losses"]) == (chrf["losses"], chrf["wins"])
+
+
+def test_samples_that_flipped_between_two_arms_come_greatest_first(run, capsys):
+    found = compare(f"{run}:base", f"{run}:rba-group").flips
+    changes = [abs(flip.after - flip.before) for flip in found]
+    assert changes == sorted(changes, reverse=True)
+    assert min(changes) > 0
+    first = found[0]
+    task, metric = first.metric.split()
+    for place, (arm, value) in enumerate((("base", first.before), ("rba-group-s0", first.after))):
+        folder = run / "eval" / arm
+        scores, answers = (
+            {row["id"]: row for row in load_rows([folder / f"{task}{end}"])} for end in (".scores.jsonl", ".jsonl")
+        )
+        assert value == scores[first.id]["scores"][metric]
+        assert first.responses[place] == answers[first.id]["answer"]
+    assert compare(run, run).flips == []
+    assert run_command(["compare", f"{run}:base", f"{run}:rba-group"]) == 0
+    out = capsys.readouterr().out
+    assert f"samples that flipped: 10 of {len(found)}" in out
+    assert "effect" in out
 
 
 def test_two_runs_pair_the_arms_they_share(run, tmp_path):

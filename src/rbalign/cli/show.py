@@ -99,10 +99,12 @@ def interval(row: dict[str, Any]) -> str:
 
 
 def paired(row: dict[str, Any]) -> list[str]:
-    """A difference by instruction: arm, task, metric, value, interval, flips, exact sign test."""
+    """A difference by instruction: arm, task, metric, value, interval, flips, exact sign test, effect size."""
     span = f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
     flips = f"{row['wins']} / {row['losses']} / {row['ties']}"
-    return [row["arm"], row["task"], row["metric"], f"{row['difference']:+.3f}", span, flips, f"{row['sign_p']:.3f}"]
+    effect = "-" if row["effect"] is None else f"{row['effect']:+.2f}"
+    names = [row["arm"], row["task"], row["metric"]]
+    return [*names, f"{row['difference']:+.3f}", span, flips, f"{row['sign_p']:.3f}", effect]
 
 
 def size(count: float) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rbalign.errors import UsageError
+
+if TYPE_CHECKING:
+    from rbalign.eval.paired import Flip
 
 ASK_PANEL, LOOK_PANEL = "Use a model", "Look around"
 
@@ -180,9 +184,11 @@ def compare(
     )
     table(
         "by instruction: second minus first",
-        ("arm", "task", "metric", "difference", "95 % interval", "up / down / same", "sign test p"),
+        ("arm", "task", "metric", "difference", "95 % interval", "up / down / same", "sign test p", "effect"),
         [paired(row) for row in found.paired if row["difference"] is not None],
     )
+    if found.flips:
+        _flips(found.flips, None if everything else FLIPS)
 
 
 FLIPS = 10
@@ -202,9 +208,15 @@ def _compare_scored(a: Path, b: Path, most: int | None) -> None:
         found.lines,
         right=("n",),
     )
-    shown = found.flips[:most]
+    _flips(found.flips, most)
+
+
+def _flips(flips: Sequence[Flip], most: int | None) -> None:
+    from rbalign.cli.show import table
+
+    shown = flips[:most]
     table(
-        f"samples that flipped: {len(shown)} of {len(found.flips)}, greatest change first",
+        f"samples that flipped: {len(shown)} of {len(flips)}, greatest change first",
         ("id", "metric", "first", "second", "first's response", "second's response"),
         [[f.id, f.metric, f"{f.before:g}", f"{f.after:g}", *map(_excerpt, f.responses)] for f in shown],
     )

@@ -98,13 +98,39 @@ def _one_task(left: ArmScores, right: ArmScores, task: str, resamples: int, seed
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A sample that scores otherwise in the second file than in the first."""
+    """A sample that scores otherwise in the second file, or under the second arm, than in the first."""
 
     id: str
     metric: str
     before: float
     after: float
     responses: tuple[str | None, str | None]
+
+
+def arm_flips(left: ArmScores, right: ArmScores) -> list[Flip]:
+    """Samples that score otherwise under `left` than under `right` by a headline metric, of each arm's first seed;
+    greatest change first."""
+    found = []
+    for task in sorted(left.tasks() & right.tasks()):
+        (ours, said), (theirs, said_before) = (_first_seed(one, task) for one in (left, right))
+        for key in ours.keys() & theirs.keys():
+            for metric in (name for name, one in METRICS.items() if one.headline):
+                after, before = ours[key].get(metric), theirs[key].get(metric)
+                if after != before and after is not None and before is not None:
+                    texts = (said_before.get(key), said.get(key))
+                    found.append(Flip(key, f"{task} {metric}", before, after, texts))
+    return _greatest_first(found)
+
+
+def _first_seed(arm: ArmScores, task: str) -> tuple[dict[str, dict[str, float | None]], dict[str, str | None]]:
+    """Sample's id -> its scores, and its answer."""
+    folder = arm.folders()[0]
+    scores = {row["id"]: row["scores"] for row in load_rows([folder / f"{task}{SCORES}"])}
+    return scores, {row["id"]: row["answer"] for row in load_rows([folder / f"{task}.jsonl"])}
+
+
+def _greatest_first(flips: list[Flip]) -> list[Flip]:
+    return sorted(flips, key=lambda flip: (-abs(flip.after - flip.before), flip.id, flip.metric))
 
 
 def compare_scored(
@@ -152,7 +178,7 @@ def compare_scored(
             and before is not None
             and after is not None
         ]
-    return rows, sorted(flips, key=lambda flip: (-abs(flip.after - flip.before), flip.id, flip.metric))
+    return rows, _greatest_first(flips)
 
 
 def _difference(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rbalign.errors import DataError, UsageError
-from rbalign.eval.paired import Flip, arms_of, compare_arms, compare_scored, named_arm
+from rbalign.eval.paired import Flip, arm_flips, arms_of, compare_arms, compare_scored, named_arm
 from rbalign.eval.tasks.corpus import METRICS as METRICS_OF_A_CORPUS
 from rbalign.eval.tasks.scored import read_scored
 
@@ -40,6 +40,8 @@ class RunComparison:
     pairs: list[Pair]
     paired: list[dict[str, Any]] = field(default_factory=list)
     """b - a by instruction, where both were measured on the same ones: see `eval.paired.compare_arms`, plus `arm`."""
+    flips: list[Flip] = field(default_factory=list)
+    """Of two arms."""
 
 
 def compare(a: Path, b: Path) -> RunComparison:
@@ -58,7 +60,8 @@ def compare(a: Path, b: Path) -> RunComparison:
     )
     settings = sorted(_differences(_recipe(a), _recipe(b)))
     by_instruction = list(_paired(a, arm_a, b, arm_b)) if same else []
-    return RunComparison([one for one in settings if one[0] != "name"], note, shared, by_instruction)
+    flips = arm_flips(named_arm(b, arm_b), named_arm(a, arm_a)) if same and arm_a and arm_b else []
+    return RunComparison([one for one in settings if one[0] != "name"], note, shared, by_instruction, flips)
 
 
 @dataclass(frozen=True, slots=True)
