@@ -19,6 +19,9 @@ from rbalign.types import StopReason, View, ViewSpec
 class Serving:
     """Answers chats about a clip with ids and log-probs, and takes LoRA under new names. `answer` is for Loopback."""
 
+    inside, own = "language_model.", ""
+    """Where the language model is in the speech LLM that a server holds, and in what our policy saves."""
+
     def __init__(self, policy=None):
         self.policy = policy or tiny_policy(lora=LORA)
         self.adapters: dict[str, Path] = {}
@@ -57,10 +60,8 @@ class Serving:
         own = self.adapters[name].with_name("held by the server")
         own.mkdir(exist_ok=True)
         weights = load_file(self.adapters[name] / LORA_FILES[1])
-        assert all(key.startswith("base_model.model.language_model.") for key in weights)
-        save_file(
-            {key.replace(".language_model.", ".", 1): value for key, value in weights.items()}, own / LORA_FILES[1]
-        )
+        assert all(key.startswith(f"base_model.model.{self.inside}") for key in weights)
+        save_file({key.replace(self.inside, self.own, 1): value for key, value in weights.items()}, own / LORA_FILES[1])
         (own / LORA_FILES[0]).write_bytes((self.adapters[name] / LORA_FILES[0]).read_bytes())
         self.policy.load(own)
         self.held = name

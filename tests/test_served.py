@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from aligning import LORA, tiny_items, tiny_policy
+from families import family_policy
 from loopback import Loopback, Scripted, chat, stalls, status, truncated, wrong_json
 from serving import Coarse, Deaf, Endless, Serving, Stale
 from test_align_stage import opened as opened
@@ -72,6 +73,21 @@ def test_an_arm_learns_from_a_servers_samples(tmp_path, arm):
         assert row["served"] == pytest.approx(row["logprobs"], abs=1e-4)
     assert metrics[0]["gradient_norm"] > 0
     assert 0 < sum(row["truncated"] for row in metrics) < 4
+
+
+def test_a_family_of_transformers_is_served_too(tmp_path):
+    """Its adapter is named by places in the whole model already, and its template is asked for the turn."""
+    policy, behind = family_policy("qwen2_audio"), Serving(family_policy("qwen2_audio"))
+    behind.inside = behind.own = "model.language_model."
+    with Loopback(behind) as server:
+        chosen = config(server.url, updates=2)
+        away = RolloutServer(chosen.rollout, Client(chosen.rollout), tmp_path / "served", "rba-single")
+        AlignTrainer(policy, "rba-single", chosen, tiny_items(policy), tmp_path, seed=3, server=away).fit()
+    metrics = list(read_rows(tmp_path / "metrics.jsonl"))
+    assert behind.loads == ["rba-single-1", "rba-single-2"]
+    assert all(row["server_largest_gap"] < 1e-4 for row in metrics)
+    assert metrics[0]["gradient_norm"] > 0
+    assert len(behind.seeds) == 2 * 2 * 2
 
 
 def test_operations_are_counted_wherever_samples_are_drawn(tmp_path):
