@@ -20,7 +20,6 @@ from rbalign.stages import synth as stage
 from rbalign.stages.inspect import look_at
 from rbalign.synth.accept import Acceptance
 from rbalign.synth.filters import drop_cause, sentences
-from rbalign.synth.leakage import leakage_texts
 from rbalign.synth.speak import plan_views
 from rbalign.synth.write import write_drafts
 from rbalign.teacher.base import Written
@@ -143,23 +142,6 @@ def test_leaked_texts_are_refused():
         acceptance.add(draft)
     assert acceptance.causes["leakage"] >= 10
     assert not {e.instruction for e in free[:10]} & {e.instruction for e in acceptance.examples}
-
-
-def test_files_of_evaluation_texts_are_lines_or_every_string_of_json_rows(tmp_path):
-    plain, rows = tmp_path / "a.txt", tmp_path / "b.jsonl"
-    plain.write_text("One question?\n\nAnother question?\n")
-    rows.write_text(
-        json.dumps({"id": 3, "question": "Who?", "messages": [{"role": "user", "content": "Tell\u2028me."}]}) + "\n\n"
-    )
-    assert leakage_texts(plain) == ["One question?", "Another question?"]
-    assert leakage_texts(rows) == ["Who?", "user", "Tell\u2028me."]
-    rows.write_text('{"a": "b"}\nbroken\n')
-    with pytest.raises(UsageError, match="line 2 is no JSON"):
-        leakage_texts(rows)
-    plain.write_bytes(b"\xff\xfe\xfa")
-    for path, match in ((plain, "no UTF-8"), (tmp_path / "none.txt", "No such file")):
-        with pytest.raises(UsageError, match=match):
-            leakage_texts(path)
 
 
 def test_texts_of_a_jsonl_file_are_kept_out_of_a_run(tmp_path, fakes):

@@ -166,6 +166,7 @@ def test_questions_fall_to_named_filters_and_keep_their_aliases():
         "yes or no",
         "answer too long",
         "answer in the question",
+        "duplicate",
         "near-duplicate",
         "teacher-failed",
     }
@@ -268,4 +269,4 @@ def test_a_question_gets_no_second_answer_but_another_word_makes_another_questio
     for number, (question, answer) in enumerate(asked):
         acceptance.add({"id": f"{number}", "text": question, "stop": "end", "answer": answer, "answer_stop": "end"})
     assert [example.answer for example in acceptance.examples] == ["Jane Austen", "Bram Stoker"]
-    assert acceptance.causes == {"near-duplicate": 1}
+    assert acceptance.causes == {"duplicate": 1}

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rbalign.config.synth import SpeakableConfig
 from rbalign.text.speakable import speakability
 
 
@@ -70,6 +71,54 @@ def test_what_people_say_passes(text):
 )
 def test_what_nobody_says_is_refused_by_name(text, reason):
     assert reason in speakability(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "strict", "loose"),
+    [
+        ("one two three four five", "too long", {"max_words": 4}, {"max_words": 5}),
+        ("One two. Three four five.", "long sentence", {"max_sentence_words": 2}, {"max_sentence_words": 3}),
+        ("Pack:\n- socks\n- shoes\n- tea", "long list", {"max_items": 2}, {"max_items": 3}),
+        ("Pack:\n- clothes\n  - socks\n- food", "nested list", {"max_list_depth": 1}, {"max_list_depth": 2}),
+        ("Call 12345678 now", "digits", {"max_number_digits": 7}, {"max_number_digits": 8}),
+        # 10 of 20 characters are digits, in five numbers.
+        ("Sort these: 11 22 33 44 55", "digits", {"max_digit_share": 0.49}, {"max_digit_share": 0.5}),
+        # 1 of 10 characters is a symbol; 2 of 10 letters are Greek.
+        ("Abc defg hi@", "symbols", {"max_symbol_share": 0.09}, {"max_symbol_share": 0.1}),
+        ("abcd efgh δω", "script", {"max_foreign_share": 0.19}, {"max_foreign_share": 0.2}),
+    ],
+)
+def test_what_can_be_said_is_the_recipes_to_say(text, reason, strict, loose):
+    assert reason in speakability(text, SpeakableConfig(**strict))
+    assert reason not in speakability(text, SpeakableConfig(**loose))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is 2 + 2 = 4 about?",
+        "Solve 2x + 3 = 7 for me",
+        "Given f(x), find its root",
+        "Is x^2 > 3 * y for x = 5?",
+        "What is π × 2 ÷ 3?",
+    ],
+)
+def test_mathematics_passes_where_it_may(text):
+    assert "mathematics" in speakability(text)
+    assert speakability(text, mathematics=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (r"Find $\frac{1}{2}$ of it", "latex"),
+        ("Explain x = 2 in `print(x)`", "code"),
+        ("What does Привет mean?", "script"),
+        ("so @@ this is odd @@", "symbols"),
+    ],
+)
+def test_nothing_else_passes_as_mathematics(text, reason):
+    assert reason in speakability(text, mathematics=True)
 
 
 @given(st.text())

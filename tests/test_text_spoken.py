@@ -27,6 +27,29 @@ from rbalign.text.spoken import cardinal, number, ordinal, spoken_form, year
         ("- - Pay", "Pay"),
         ("Plan:\n\n1. Rome\n2. Paris", "Plan: Rome. Paris"),
         ("What’s   this?", "What's this?"),
+        ("Is 3/14/2025 free?", "Is March fourteenth, twenty twenty-five free?"),
+        ("on 14/3/2025, or 5/5/1905", "on March fourteenth, twenty twenty-five, or May fifth, nineteen oh five"),
+        (
+            "From 2025-03-04: 02/29/2024.",
+            "From March fourth, twenty twenty-five: February twenty-ninth, twenty twenty-four.",
+        ),
+        ("On Jan. 5 and Feb.  14th, Sept. 3", "On January fifth and February fourteenth, September third"),
+        ("Dec 25, Mar. 1-3 and Oct 2025", "December twenty-fifth, March one to three and October twenty twenty-five"),
+        ("Visit St. Louis, not Mt. Fuji", "Visit Saint Louis, not Mount Fuji"),
+        ("Who climbed Mt. St. Helens by St.  Émile?", "Who climbed Mount Saint Helens by Saint Émile?"),
+        ("1 m, 5 min, 2 hrs, 1 hr and 24h", "one meter, five minutes, two hours, one hour and twenty-four hours"),
+        (
+            "3.5 GHz, 1 MHz, 16GB and 512 MB",
+            "three point five gigahertz, one megahertz, sixteen gigabytes and five hundred twelve megabytes",
+        ),
+        ("a 10 min. walk of 1,000 m. Then 5 mins.", "a ten minutes walk of one thousand meters. Then five minutes."),
+        ("-5°C, -1 km or −40 °F", "minus five degrees Celsius, minus one kilometer or minus forty degrees Fahrenheit"),
+        ("5 -10°C, 5%-6%", "five to ten degrees Celsius, five percent-six percent"),
+        ("20-30min or 8–16 GB", "twenty to thirty minutes or eight to sixteen gigabytes"),
+        ("-1/2 and -1999", "minus one half and minus one thousand nine hundred ninety-nine"),
+        ("5 m^2 at 5 m.p.h.", "five m^two at five m.p.h."),
+        ("Jan 5, Jun 6", "Jan five, Jun six"),
+        ("$5m, €2 m", "five million dollars, two million euros"),
     ],
 )
 def test_numbers_and_marks_become_words(written, spoken):
@@ -34,7 +57,28 @@ def test_numbers_and_marks_become_words(written, spoken):
 
 
 @pytest.mark.parametrize(
-    "text", ["COVID-19", "Call 555-1234", "on 9/11", "a 3:1 ratio", "GPT-4 and 5G", "on 2023-10-05", "a 5'2 man"]
+    "text",
+    [
+        "COVID-19",
+        "Call 555-1234",
+        "on 9/11",
+        "a 3:1 ratio",
+        "GPT-4 and 5G",
+        "a 5'2 man",
+        "on 3/4/2025",
+        "on 13/14/2025 or 2/29/2025",
+        "on 2025-02-30 or 2025-13-01",
+        "on 12/25/24",
+        "log-2025-03-14",
+        "at -2025-03-14",
+        "7-5-10h",
+        "5m people",
+        "on Main St. Bakery",
+        "off forty-second St. Where?",
+        "St. patrick",
+        "Mt. five",
+        "Jan. said",
+    ],
 )
 def test_what_is_not_understood_keeps_its_digits(text):
     assert spoken_form(text) == text
@@ -100,6 +144,17 @@ WORDS = [
     "80s",
     "'98",
     "-3",
+    "2025-03-14",
+    "3/14/2025",
+    "Jan.",
+    "Main",
+    "42nd",
+    "St.",
+    "Mt.",
+    "m",
+    "min.",
+    "h",
+    "-5°C",
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 from rbalign.config.endpoints import VoiceEndpoint
 from rbalign.config.kinds import (
@@ -24,6 +24,11 @@ from rbalign.errors import UsageError
 
 Temperature = Annotated[float, Field(gt=0.0, le=5.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
+CERTAINTY = 0.9
+"""Posterior from which a short text is in the language that py3langid names: below about six words it is unsure."""
+RATING = ("language", "repetition", "novelty", "reward-model")
+"""Scorers that rate a request and its answer alone, the cheap ones first. The others compare with a second answer,
+accepted answers or other views, or ask a server, which may rate the same answer differently when asked again."""
 
 
 class Writing(Section):
@@ -55,29 +60,77 @@ class Domain(Section):
     """The system prompt before the pre-query template, for figure 1 of the paper; without one the template's own."""
 
 
+class SpeakableConfig(Section):
+    """What a text may hold and still be said aloud. Code, markdown, tables, addresses and LaTeX never may."""
+
+    max_words: Positive = 80
+    """About 30 s of speech: one Whisper window. Instructions are mostly held shorter by [synth.filters] max_words."""
+    max_sentence_words: Positive = 40
+    """Longer sentences are read, not said (15 s without a full stop)."""
+    max_items: Annotated[int, Field(ge=0)] = 6
+    """Of lists."""
+    max_list_depth: Positive = 1
+    """2 also lets lists in lists pass."""
+    max_number_digits: Positive = 7
+    """Digits of one number."""
+    max_digit_share: Fraction = 0.12
+    """Of the characters that are no space; it counts from five numbers on."""
+    max_symbol_share: Fraction = 0.03
+    """The same for what is neither letter, digit nor a mark with a sound."""
+    max_foreign_share: Fraction = 0.02
+    """Of the letters, those outside the Latin script; 1 for a language that has another one."""
+
+
 class FilterConfig(Section):
     """Which instructions people would say aloud. Every filter counts what it drops, by name."""
 
-    younger: ClassVar[tuple[str, ...]] = ("refusals", "min_novelty")
+    younger: ClassVar[tuple[str, ...]] = (
+        "refusals", "min_novelty", "speakable", "min_language_certainty", "scorers", "reward_model",
+    )  # fmt: skip
 
     min_words: Positive = 4
     """Shorter instructions are dropped."""
     max_words: Positive = 30
     """Longer ones too: nobody says them in one breath."""
+    speakable: SpeakableConfig = SpeakableConfig()
+    """What can be said aloud."""
     max_near_duplicate: Fraction = 0.7
-    """Estimated Jaccard similarity of word sets at which a later instruction is a near-duplicate."""
+    """Estimated Jaccard similarity of word sets at which a later instruction is a near-duplicate. The same words again,
+    in any case and with any marks, are a duplicate and dropped whatever stands here."""
     max_leakage: Fraction = 0.7
     """The same against texts that the connector was trained on and against `leakage_files`."""
     leakage_files: tuple[str, ...] = ()
-    """Evaluation sets that no instruction may resemble: text files with a sentence a line, or .jsonl (every string)."""
+    """Evaluation sets that no instruction may resemble: every string of .csv, .tsv, .json, .jsonl and .parquet, every line
+    of other files."""
     language: str = "en"
     """What the instructions must be written in, as py3langid names it."""
+    min_language_certainty: Fraction = CERTAINTY
+    """An instruction that the teacher wrote falls only if py3langid is so sure of another language."""
     mathematics: bool = False
-    """True keeps instructions that need written mathematics; the paper drops them."""
+    """True keeps instructions that need written mathematics, LaTeX aside; the paper drops them."""
     refusals: bool = True
     """False drops answers that refuse or call themselves an AI, and instructions in an assistant's voice (English)."""
     min_novelty: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Answers that say the instruction again are dropped: fewer of their runs of three words are new. 0 keeps them."""
+    scorers: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """NAME = MINIMUM: answers that one of these scorers rates lower are dropped; what it leaves unscored stays.
+    language, repetition, novelty and reward-model rate a request and its answer alone."""
+    reward_model: str | None = None
+    """Folder of the model that the scorer reward-model asks: a sequence classifier with one label, or ArmoRM."""
+
+    @model_validator(mode="after")
+    def _can_rate(self) -> Self:
+        for name in self.scorers:
+            if name not in RATING:
+                raise UsageError(
+                    f"scorers: {name!r} is no scorer that rates a request and its answer alone",
+                    f"choose from {', '.join(RATING)}; see `rba list scorers`",
+                )
+        if "reward-model" in self.scorers and self.reward_model is None:
+            raise UsageError(
+                "the scorer reward-model has no model to ask", 'add to [synth.filters]: reward_model = "FOLDER"'
+            )
+        return self
 
 
 class ViewPlan(Section):
@@ -244,6 +297,8 @@ class SynthConfig(Section):
     def _fits_kind(self) -> Self:
         if self.kind != "instructions" and (self.sentences or not self.answers):
             raise UsageError(f"kind {self.kind!r} is nothing without answers", "leave answers and sentences out")
+        if self.filters.scorers and (self.sentences or not self.answers):
+            raise UsageError("[synth.filters] scorers rate answers, and no example has one", "leave scorers out")
         if self.kind != "instructions" and self.labels is not None:
             raise UsageError(f"labels are for instructions, and kind is {self.kind!r}", "leave [synth.labels] out")
         if self.kind == "s2tt" and self.s2tt.target == self.filters.language:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rbalign.assets import model_folder
 from rbalign.audio.channel import noise_files
 from rbalign.config.recipe import Recipe
 from rbalign.config.synth import SynthConfig
@@ -14,7 +15,7 @@ from rbalign.data.signatures import Signatures
 from rbalign.errors import UsageError
 from rbalign.rundir.files import sha256_file, stable_hash
 from rbalign.stages.endpoints import endpoint_inputs
-from rbalign.stages.policy import heard_by
+from rbalign.stages.policy import family_digest, heard_by
 from rbalign.stages.voices import bank_of
 from rbalign.synth.heldout import SHIPPED, as_flac, held_out, heldout_folder
 from rbalign.synth.leakage import leakage_texts
@@ -95,4 +96,9 @@ def inputs(recipe: Recipe) -> Mapping[str, str]:
         folder = Path(config.noise_folder)  # names and sizes: the recordings may be gigabytes
         listed = [[str(path.relative_to(folder)), path.stat().st_size] for path in noise_files(folder)]
         files["noise_folder"] = stable_hash(listed)
+    if (model := config.filters.reward_model) is not None and "reward-model" in config.filters.scorers:
+        from rbalign.scorers.reward import is_armorm
+
+        is_armorm(model_folder(model))  # one that gives no single number is refused before the teacher writes
+        files["reward_model"] = family_digest(model)
     return files | endpoint_inputs(recipe)

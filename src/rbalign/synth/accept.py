@@ -6,14 +6,16 @@ that a larger training split keeps the same held-out texts.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rbalign.config.synth import SynthConfig
 from rbalign.data.signatures import Signatures
+from rbalign.scorers.form import words
 from rbalign.scorers.qa import tokens
-from rbalign.synth.filters import TEACHER_FAILED, draft_cause, sentences, text_cause
+from rbalign.synth.filters import TEACHER_FAILED, draft_cause, score_cause, sentences, text_cause
 from rbalign.synth.parts import Draft
 from rbalign.synth.qa import accepted_answers
 from rbalign.text.spoken import spoken_form
@@ -41,7 +43,7 @@ class Acceptance:
         """The first texts that fell to each cause, for `rba inspect`."""
         self.seen = 0
         self._accepted = Signatures.build([])
-        self._asked: set[tuple[str, ...]] = set()
+        self._said: set[int] = set()
         self._quota = quotas(config)
 
     @property
@@ -58,10 +60,15 @@ class Acceptance:
         for place, (text, cause) in enumerate(self._candidates(draft)):
             if self.is_full():
                 break
-            cause = cause or self._against_others(text, draft.get("answer", ""))
+            answer = draft.get("answer", "")
+            # Scores come last: a reward model costs more than all the rest.
+            cause = cause or self._against_others(text, answer) or score_cause(text, answer, self.config)
             if cause:
                 self.drop(text, cause)
-            elif self.config.sentences:
+                continue
+            self._said.add(self._exact(text))
+            self._accepted.add(self._compared(text, answer))
+            if self.config.sentences:
                 self._accept(f"{draft['id']}-{place}", text, None, draft, labels)
             else:
                 self._accept(draft["id"], text, draft.get("answer"), draft, labels)
@@ -85,16 +92,22 @@ class Acceptance:
     def _against_others(self, text: str, answer: str) -> str | None:
         if any(signatures.has_near(text, self.config.filters.max_leakage) for signatures in self.leakage):
             return "leakage"
-        if self.config.kind == "qa":
-            # One word makes another question of it, with another answer; the same question wants no second answer.
-            if (asked := tokens(text)) in self._asked:
-                return "near-duplicate"
-            self._asked.add(asked)
-            text = f"{text} {answer}"
-        if self._accepted.has_near(text, self.config.filters.max_near_duplicate):
+        exact = self._exact(text)
+        if exact in self._said:
+            return "duplicate"
+        if self._accepted.has_near(self._compared(text, answer), self.config.filters.max_near_duplicate):
+            if self.config.kind == "qa":
+                self._said.add(exact)
             return "near-duplicate"
-        self._accepted.add(text)
         return None
+
+    def _exact(self, text: str) -> int:
+        """What two texts have in common that are the same; of a question numbers and spelling are folded, too."""
+        return digest(tokens(text) if self.config.kind == "qa" else words(text.casefold()))
+
+    def _compared(self, text: str, answer: str) -> str:
+        """What near-duplicates are sought by: one word makes another question, but then with another answer."""
+        return f"{text} {answer}" if self.config.kind == "qa" else text
 
     def _accept(
         self, identity: str, text: str, answer: str | None, draft: Draft, more: Mapping[str, Any] | None
@@ -110,3 +123,8 @@ class Acceptance:
                 self.examples.append(Example(identity, split, text, spoken, answer, labels=labels))
                 return
             place -= count
+
+
+def digest(found: Sequence[str]) -> int:
+    """64 bits of words in their order: about 70 bytes a text in a set; of a million two agree by chance in 1 of 4e7."""
+    return int.from_bytes(hashlib.blake2b(" ".join(found).encode(), digest_size=8).digest(), "little")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from rbalign.config.synth import FilterConfig, SynthConfig
+from rbalign.assets import model_folder
+from rbalign.config.synth import RATING, FilterConfig, SynthConfig
+from rbalign.scorers.base import Scorer
 from rbalign.scorers.form import novel
+from rbalign.scorers.registry import build
 from rbalign.synth.qa import pair_cause, question_cause
 from rbalign.synth.translate import transcript_cause, translation_cause
 from rbalign.text.language import speaks
@@ -41,14 +45,14 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
         return "too short"
     if words > config.max_words:
         return "too long"
-    reasons = speakability(text)
+    reasons = speakability(text, config.speakable, config.mathematics)
     if reasons:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
         return "mathematics"
     if not config.refusals and is_boilerplate(text):
         return "boilerplate"
-    return None if speaks(text, config.language) else "other language"
+    return None if speaks(text, config.language, config.min_language_certainty) else "other language"
 
 
 def answer_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
@@ -86,6 +90,37 @@ def answered_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
         return translation_cause(text, answer, config.s2tt)
     failed = draft.get("aliases_stop") == StopReason.FAILED
     return pair_cause(text, answer, config.qa) or (TEACHER_FAILED if failed else None)
+
+
+def score_cause(text: str, answer: str, config: SynthConfig) -> str | None:
+    """The scorer whose minimum an answer misses; None too where it gives no number.
+
+    A score depends on this pair alone, so that a restart and a merge, which score anew, decide alike: pairs are scored
+    one by one, since in a batch padding moves a model's last digits.
+    """
+    for name in RATING:  # in one order, however the recipe is written
+        if (minimum := config.filters.scorers.get(name)) is None:
+            continue
+        (score,) = _scorer(name, config)([text], [answer], [None])
+        if score is not None and score < minimum:
+            return f"score below minimum: {name}"
+    return None
+
+
+def _scorer(name: str, config: SynthConfig) -> Scorer:
+    if name == "language":
+        return _built(name, expected=config.s2tt.target if config.kind == "s2tt" else config.filters.language)
+    if name == "reward-model":
+        return _built(name, folder=config.filters.reward_model)
+    return _built(name)
+
+
+@cache
+def _built(name: str, **resources: Any) -> Scorer:
+    """A scorer, built once in a process."""
+    if "folder" in resources:
+        resources["folder"] = model_folder(resources["folder"])
+    return build(name, **resources)
 
 
 def sentences(text: str) -> list[str]:

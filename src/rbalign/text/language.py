@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-CERTAINTY = 0.9
-"""A short text counts as foreign only above this posterior: py3langid is unsure below about six words."""
+from rbalign.config.synth import CERTAINTY
 
 
-def speaks(text: str, language: str) -> bool:
-    """Whether a text may be in `language` (ISO 639-1): False only where another one is certain."""
+def speaks(text: str, language: str, certain: float = CERTAINTY) -> bool:
+    """Whether a text may be in `language` (ISO 639-1): False only where another one has the posterior `certain`."""
     found, certainty = _identifier().classify(text)
-    return bool(found == language or certainty < CERTAINTY)
+    return bool(found == language or certainty < certain)
 
 
 def guess(text: str) -> str | None:

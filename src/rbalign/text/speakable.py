@@ -5,21 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_WORDS = 80
-"""About 30 s of speech: one Whisper window."""
+from rbalign.config.synth import SpeakableConfig
 
-MAX_SENTENCE_WORDS = 40
-"""Longer sentences are read, not said (15 s without a full stop)."""
-
-MAX_ITEMS = 6
-MAX_DIGIT_SHARE = 0.12
-MAX_SYMBOL_SHARE = 0.03
-MAX_FOREIGN_SHARE = 0.02
-"""Shares of the characters that are no space (of the letters, for the last)."""
-
-_LONGEST_NUMBER = 7
+LIMITS = SpeakableConfig()
 _PLAIN = frozenset(".,!?'\"-–—:;()$£€%&/’‘“”…#°")
 """Marks that a speaker's pauses, tone or words carry."""
+_SIGNS = "∑∫√∂∇∞≤≥≠≈∈∪∩∀∃→⇒×÷±·²³πθλσμ"
+_OF_MATHEMATICS = frozenset(_SIGNS + "+*=<>^")
+_LATEX = r"\$[^$\n]*[\\^_{}=][^$\n]*\$|\\[(\[]|\\[a-zA-Z]{2,}\b"
 
 _PATTERNS: dict[str, re.Pattern[str]] = {
     "code": re.compile(
@@ -39,10 +32,11 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "mathematics": re.compile(
-        r"\$[^$\n]*[\\^_{}=][^$\n]*\$|\\[(\[]|\\[a-zA-Z]{2,}\b|[∑∫√∂∇∞≤≥≠≈∈∪∩∀∃→⇒×÷±·²³πθλσμ]|\w\s?\^\s?[\w({-]"
+        rf"{_LATEX}|[{_SIGNS}]|\w\s?\^\s?[\w({{-]"
         r"|(?<![\w'])[a-zA-Z]\s?\([a-zA-Z]\)|(?<=[\w)])\s?=\s?[-\w(]|\d\s?[*+/]\s?\d+\s?[-*+/=]|\b\d+[xyz]\b|\d\s?[*]\s?\d"
         r"|(?<![\w'])[xyz]\s[-+*/<>]\s",
     ),
+    "latex": re.compile(_LATEX),  # after mathematics, which it is, too: it stays where mathematics may pass
     "placeholder": re.compile(r"\[[^\]\n]*\]|\{[^}\n]*\}|_{2,}|<[^<>\n]+>|\bX{3,}\b|\.{4,}"),
     # Two turns with their speakers' names, as a script has them: one voice cannot say who speaks.
     "dialogue": re.compile(r"(?:(?:^|[.!?\"”]\s+|\n)[A-Z]\w+(?: [A-Z]\w+)?:\s.*?){2,}", re.DOTALL),
@@ -52,44 +46,47 @@ _ITEM = re.compile(r"^(?P<indent>[ \t]*)(?:[-*•+]|\(?\d{1,2}[.)]|\(?[a-zA-Z][.
 _SENTENCE_END = re.compile(r"[.!?…]+[\"”’')\]]*\s+|\n+")
 
 
-def speakability(text: str) -> list[str]:
+def speakability(text: str, limits: SpeakableConfig = LIMITS, mathematics: bool = False) -> list[str]:
     """Reasons why a text cannot be said aloud, as short names that can be counted; [] = it can.
 
-    empty, too long, long sentence, script, code, markdown, table, url, mathematics, placeholder, dialogue,
-    emphasis, long list, nested list, digits, symbols.
+    empty, too long, long sentence, script, code, markdown, table, url, mathematics, latex, placeholder, dialogue,
+    emphasis, long list, nested list, digits, symbols. mathematics: formulas are no reason, nor are their signs symbols.
     """
     if not any(character.isalpha() for character in text):
         return ["empty"]
+    spared = _OF_MATHEMATICS if mathematics else frozenset()
+    depths = {len(item["indent"].expandtabs(4)) // 2 for item in _ITEM.finditer(text)}
     checks = {
-        "too long": len(text.split()) > MAX_WORDS,
-        "long sentence": max(len(sentence.split()) for sentence in _SENTENCE_END.split(text)) > MAX_SENTENCE_WORDS,
-        "script": _foreign_share(text) > MAX_FOREIGN_SHARE,
+        "too long": len(text.split()) > limits.max_words,
+        "long sentence": max(len(part.split()) for part in _SENTENCE_END.split(text)) > limits.max_sentence_words,
+        "script": _foreign_share(text, spared) > limits.max_foreign_share,
         **{name: bool(pattern.search(text)) for name, pattern in _PATTERNS.items()},
-        "long list": len(_ITEM.findall(text)) > MAX_ITEMS,
-        "nested list": len({len(item["indent"].expandtabs(4)) // 2 for item in _ITEM.finditer(text)}) > 1,
-        "digits": _too_many_digits(text),
-        "symbols": _symbol_share(text) > MAX_SYMBOL_SHARE,
+        "long list": len(_ITEM.findall(text)) > limits.max_items,
+        "nested list": len(depths) > limits.max_list_depth,
+        "digits": _too_many_digits(text, limits),
+        "symbols": _symbol_share(text, spared) > limits.max_symbol_share,
     }
-    return [name for name, found in checks.items() if found]
+    return [name for name, found in checks.items() if found and not (mathematics and name == "mathematics")]
 
 
-def _foreign_share(text: str) -> float:
+def _foreign_share(text: str, spared: frozenset[str]) -> float:
     """Share of letters outside the Latin script."""
     letters = [character for character in text if character.isalpha()]
-    return sum(not unicodedata.name(letter, "").startswith("LATIN") for letter in letters) / len(letters)
+    foreign = [c for c in letters if c not in spared and not unicodedata.name(c, "").startswith("LATIN")]
+    return len(foreign) / len(letters)
 
 
-def _too_many_digits(text: str) -> bool:
+def _too_many_digits(text: str, limits: SpeakableConfig) -> bool:
     """A number too long to say, or more than four numbers that fill the text."""
     runs: list[str] = re.findall(r"\d[\d,.]*", text)
-    if any(sum(map(str.isdigit, run)) > _LONGEST_NUMBER for run in runs):
+    if any(sum(map(str.isdigit, run)) > limits.max_number_digits for run in runs):
         return True
     share = sum(character.isdigit() for character in text) / max(1, sum(not c.isspace() for c in text))
-    return len(runs) > 4 and share > MAX_DIGIT_SHARE
+    return len(runs) > 4 and share > limits.max_digit_share
 
 
-def _symbol_share(text: str) -> float:
+def _symbol_share(text: str, spared: frozenset[str]) -> float:
     """Share of characters that are neither letters, digits, spaces nor marks with a sound."""
     seen = [character for character in text if not character.isspace()]
-    odd = [c for c in seen if not (c.isalnum() or c in _PLAIN or unicodedata.combining(c))]
+    odd = [c for c in seen if not (c.isalnum() or c in _PLAIN or c in spared or unicodedata.combining(c))]
     return len(odd) / len(seen)

@@ -8,6 +8,7 @@ digits: the voices' own reader (hibari.g2p) still speaks them.
 from __future__ import annotations
 
 import re
+from calendar import monthrange
 from collections.abc import Callable
 
 # fmt: off
@@ -46,7 +47,15 @@ _UNITS = {
     "ml": "milliliters",
     "GB": "gigabytes",
     "MB": "megabytes",
+    "GHz": "gigahertz",
+    "MHz": "megahertz",
     "mg": "milligrams",
+    "min": "minutes",
+    "mins": "minutes",
+    "h": "hours",
+    "hr": "hours",
+    "hrs": "hours",
+    "m": "meters",
     "°C": "degrees Celsius",
     "°F": "degrees Fahrenheit",
     "°": "degrees",
@@ -71,15 +80,28 @@ _SHORT = {
     "Prof.": "Professor",
     "w/o": "without",
 }
+_MONTHS_SHORT = (
+    {f"{name[:3]}.": name for name in _MONTHS if name != "May"}
+    | {name[:3]: name for name in _MONTHS if name[:3] not in ("Jan", "Mar", "May", "Jun")}
+    | {"Sept.": "September", "Sept": "September"}
+)
+"""Jan, Mar and Jun are names and words, too: they need their dot."""
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+_YEAR = r"1[1-9]\d{2}|20\d{2}"
 _LIST_MARK = re.compile(r"^\s*(?:(?:[-*•+]|\(?\d{1,2}[.)])\s+)+")
 _START, _END = r"(?<![\w.,/:$£€-])(?<!\d')", r"(?![\w/:]|[.,'-]\d|-\w)"
 """A number stands alone: not part of a word, date, time, version or range that the rules above it left."""
+_DATE_END = r"(?![\w/]|-\w)"
+_UNIT_END = r"(?<!\dm)(?![\w/^]|\.\w\.)(?:(?<=[a-z])\.(?= [a-z]))?"
+"""Takes the dot of "10 min. walk". A glued "5m" is left alone: it is five million and five minutes as often."""
+_DAY = rf"(?:0?[1-9]|[12]\d|3[01]|{_YEAR})(?:st|nd|rd|th)?(?![\w%]|[.,]\d)"
+"""What makes a month of "Jan." and "Dec": a day, or a year."""
+_CAPITAL = "[A-ZÀ-Þ]"
 
 
 def spoken_form(text: str) -> str:
     """One line of plain words. Idempotent; letters and their case are kept, layout and list marks become sentences."""
-    text = _one_line(text)
+    text = re.sub(r"\s+", " ", _one_line(text))
     for pattern, replace in _RULES:
         text = pattern.sub(replace, text)
     return re.sub(r"\s+", " ", text).strip()
@@ -135,7 +157,7 @@ def _money(match: re.Match[str]) -> str:
     unit, cent = _CURRENCIES[match["sign"]]
     amount, scale = match["amount"].replace(",", ""), match["scale"]
     if scale:
-        scale = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}.get(scale, scale)
+        scale = {"k": "thousand", "K": "thousand", "m": "million", "M": "million", "B": "billion"}.get(scale, scale)
         return f"{number(amount)} {scale} {unit}s"
     whole, _, cents = amount.partition(".")
     words = [] if cents and int(whole) == 0 else [_plural(int(whole), unit)]
@@ -184,7 +206,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 def _range(match: re.Match[str]) -> str:
     """Rising numbers are a range; others are scores, phone numbers, sums."""
-    low, high = match.groups()
+    low, high = match[1], match[2]
     return f"{low} to {high}" if int(low) < int(high) and not (len(low) == 3 and len(high) == 4) else match[0]
 
 
@@ -192,15 +214,43 @@ def _day(match: re.Match[str]) -> str:
     return f"{match['month']} {ordinal(int(match['day']))}" if 0 < int(match["day"]) < 32 else match[0]
 
 
+def _iso_date(match: re.Match[str]) -> str:
+    return _date_words({(int(match["month"]), int(match["day"]))}, int(match["year"])) or match[0]
+
+
+def _slashed_date(match: re.Match[str]) -> str:
+    """Read if one order alone makes a day: 3/4/2025 is the fourth of March in Boston, the third of April in London."""
+    one, other = int(match["one"]), int(match["other"])
+    return _date_words({(one, other), (other, one)}, int(match["year"])) or match[0]
+
+
+def _date_words(orders: set[tuple[int, int]], in_year: int) -> str | None:
+    """The only one of these (month, day) that the calendar has; None if it has none or two."""
+    days = [order for order in orders if _is_day(in_year, *order)]
+    if len(days) != 1:
+        return None
+    month, day = days[0]
+    return f"{_MONTHS[month - 1]} {ordinal(day)}, {year(in_year)}"
+
+
+def _is_day(in_year: int, month: int, day: int) -> bool:
+    return 1 <= month <= 12 and 1 <= day <= monthrange(in_year, month)[1]
+
+
 def _alternatives(names: object) -> str:
     return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))  # type: ignore[call-overload]
 
 
+_ORDINAL_WORDS = "|".join(ordinal(number) for number in [*range(1, 20), *range(20, 100, 10), 100, 1000])
+_UNIT = rf"(?P<unit>{_alternatives(_UNITS)}){_UNIT_END}"
 _RULES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str] | str]] = [
     (re.compile(rf"(?<![\w.])({_alternatives(_SHORT)})(?![\w])"), lambda match: _SHORT[match[1]]),
+    (re.compile(rf"(?<![\w.])({_alternatives(_MONTHS_SHORT)})(?= {_DAY})"), lambda match: _MONTHS_SHORT[match[1]]),
+    (re.compile(rf"{_START}(?P<year>{_YEAR})-(?P<month>\d\d)-(?P<day>\d\d){_DATE_END}"), _iso_date),
+    (re.compile(rf"{_START}(?P<one>\d{{1,2}})/(?P<other>\d{{1,2}})/(?P<year>{_YEAR}){_DATE_END}"), _slashed_date),
     (
         re.compile(
-            rf"(?<!\w)(?P<sign>[$£€])\s?(?P<amount>{_NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion|[kKMB])\b)?"
+            rf"(?<!\w)(?P<sign>[$£€])\s?(?P<amount>{_NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion|[kKmMB])\b)?"
         ),
         _money,
     ),
@@ -214,13 +264,21 @@ _RULES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str] | str]] = [
     (re.compile(rf"(?P<month>{'|'.join(_MONTHS)}) (?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?![\w:/%-]|[.,]\d)"), _day),
     (re.compile(r"(?<![\w.])(?P<year>1\d{3}|20\d{2}|[2-9]0)'?s\b"), _decade),
     (re.compile(r"(?<![\w.])(\d{1,4})(?:st|nd|rd|th)\b"), lambda match: ordinal(int(match[1]))),
-    (re.compile(r"(?<![\w.,/-])(\d{1,4})\s?[-–]\s?(\d{1,4})(?![\w/-])"), _range),
+    (re.compile(rf"(?<![\w.,/-])(\d{{1,4}})\s?[-–]\s?(\d{{1,4}})(?={_UNIT}|(?![\w/-]))"), _range),
+    (re.compile(r"(?<![\w.,)%°])[-−](?=\d)(?!\d+(?:-|/\d+/)\d)"), "minus "),
     (re.compile(r"(?<![\w./])(?P<above>\d{1,2})/(?P<below>\d{1,2})(?![\w/])"), _fraction),
-    (re.compile(rf"(?<![\w.,])(?P<amount>{_NUMBER})\s?(?P<unit>{_alternatives(_UNITS)})(?![\w/])"), _unit),
+    (re.compile(rf"(?<![\w.,])(?<!\d[/-])(?P<amount>{_NUMBER})\s?{_UNIT}"), _unit),
     (re.compile(r"#(?=\d)"), "number "),
     (re.compile(r"\s*&\s*"), " and "),
-    (re.compile(rf"{_START}(1[1-9]\d{{2}}|20\d{{2}}){_END}"), lambda match: year(int(match[1]))),
-    (re.compile(r"(?<![\w.,)])[-−](?=\d)"), "minus "),
+    (re.compile(rf"(?<!minus ){_START}({_YEAR}){_END}"), lambda match: year(int(match[1]))),
     (re.compile(rf"{_START}({_NUMBER}){_END}"), lambda match: number(match[1])),
+    (re.compile(rf"(?<![\w.])Mt\.(?= {_CAPITAL})"), "Mount"),
+    (
+        re.compile(
+            rf"(?P<street>(?:[^.!?: ] (?!(?:Mount|Lake|Fort|Port)\b){_CAPITAL}[\w']*|\b(?:{_ORDINAL_WORDS})) )?"
+            rf"(?<![\w.-])St\.(?= {_CAPITAL})"
+        ),  # "Visit St. Louis" and "in St. Louis", but the "Main St. Bakery" keeps its street
+        lambda match: match[0] if match["street"] else "Saint",
+    ),
 ]
 """In order: a rule sees what those above it left."""
