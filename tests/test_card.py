@@ -109,6 +109,106 @@ def test_the_recipe_in_a_card_makes_the_same_dataset(run, tmp_path, capsys):
     assert "description" not in tomllib.loads(block)
 
 
+SERVED = r"""
+name = "served"
+seed = 3
+
+[teacher.endpoint]
+url = "http://127.0.0.1:8000/v1"
+model = "Qwen/Qwen3-8B"
+licence = "Apache-2.0"
+can = ["chat", "continue"]
+pre_query = "[INST]/no_think{system}[/INST]"
+stop = ["</s>", "[/INST]"]
+extra_body = {chat_template = "{%if/x%}", lora = "me/lora-7", chat_template_kwargs = {enable_thinking = false}}
+
+[synth]
+answer_system = "/no_think Be brief, and/or kind."
+filters = {leakage_files = ["LEAKAGE"]}
+
+[synth.labels.tagger.endpoint]
+url = "https://judge.example.com/v1"
+model = "TAGGER"
+can = ["chat"]
+
+[[synth.domains]]
+name = "cooking"
+system = "/no_think"
+
+[[synth.views]]
+voices = ["speaker/one", "speaker/two"]
+splits = ["train"]
+per_example = 2
+
+[[synth.endpoint_voices]]
+url = "https://speech.example.com/v1"
+model = "maker/tts-1"
+licence = "LicenseRef-maker: https://me:hunter2@maker.example.com/terms?token=hunter3 and more"
+split = "train"
+voices = ["speaker/one", "speaker/two"]
+
+[[synth.endpoint_voices]]
+url = "https://speech.example.com/v1"
+model = "./maker/tts-1"
+split = "test"
+speakers = "SPEAKERS"
+"""
+"""LEAKAGE, TAGGER and SPEAKERS are places of the machine."""
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Folder and recipe of a dataset that servers made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "bank").mkdir(parents=True)
+    written = SERVED.replace("LEAKAGE", "my/bank").replace("TAGGER", "/models/own-llm")
+    voices = ("speaker/one", "speaker/two", "p226")
+    folder = write(tmp_path / "data", teacher="Qwen/Qwen3-8B", voices=voices)
+    (folder / "recipe.toml").write_text(written.replace("SPEAKERS", "gone/bank"))
+    return folder
+
+
+def test_what_servers_made_can_be_made_again_from_the_card(served, tmp_path, capsys):
+    text = card(served, capsys=capsys)
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "again.toml").write_text(block)
+    shown = SERVED.replace("LEAKAGE", "bank").replace("TAGGER", "own-llm").replace("SPEAKERS", "bank")
+    shown = shown.replace("./maker/", "").replace("me:hunter2@", "").replace("?token=hunter3", "")
+    (tmp_path / "shown.toml").write_text(shown)
+    assert load_recipe(tmp_path / "again.toml") == load_recipe(tmp_path / "shown.toml")
+    for place in (str(tmp_path), "my/", "/models", "gone", "hunter"):
+        assert place not in block, place
+
+
+def test_a_server_is_called_as_it_calls_itself_under_the_licence_that_the_recipe_states(served, capsys):
+    text = card(served, capsys=capsys)
+    assert "| text teacher | Qwen/Qwen3-8B | Apache-2.0 |" in text
+    assert "Qwen/Qwen3-8B wrote the instructions" in text
+    assert "| voices | one, two | LicenseRef-maker: " in text
+    told = (served / "recipe.toml").read_text()
+    for split, test_licence in (("train", "MIT"), ("test", UNKNOWN)):  # p226 stands in train: only its voices count
+        (served / "recipe.toml").write_text(
+            told.replace('split = "test"', f'split = "{split}"\nlicence = "MIT"').replace("LicenseRef-maker: ", "MIT ")
+        )
+        assert f"| voices | p226 | {test_licence} |" in card(served, capsys=capsys)
+    (served / "recipe.toml").write_text("\n".join(line for line in told.split("\n") if "licence" not in line))
+    without = card(served, capsys=capsys)
+    assert f"| text teacher | Qwen/Qwen3-8B | {UNKNOWN} |" in without
+    assert f"| voices | one, p226, two | {UNKNOWN} |" in without
+
+
+def test_a_licence_may_be_added_to_a_run_and_changes_no_key():
+    from rbalign.stages.chain import settings
+
+    server = {"url": "http://127.0.0.1:8000/v1", "model": "m", "can": ["chat"]}
+    bare, told = (
+        Recipe.model_validate({"name": "r", "teacher": {"endpoint": server | more}, "synth": {}})
+        for more in ({}, {"licence": "MIT"})
+    )
+    assert settings(bare, "synth") == settings(told, "synth")
+    assert "licence" not in bare.model_dump()["teacher"]["endpoint"], "runs made before keep their keys"
+
+
 def test_the_front_matter_is_what_hubs_read_and_opens_the_shards(tmp_path, monkeypatch, capsys):
     import datasets
 

@@ -9,7 +9,7 @@ from rbalign.lm.fused import FusedSampler
 from rbalign.lm.load import load_lm
 from rbalign.lm.logprobs import completion_logprobs
 from rbalign.lm.sampler import GenerateSampler, SamplingParams
-from rbalign.lm.templates import SENTINEL, around_user, chat_ids, end_ids, prequery_ids
+from rbalign.lm.templates import around_user, chat_ids, end_ids, prequery_ids
 from rbalign.teacher.base import require
 from rbalign.teacher.local import LocalTeacher
 from rbalign.types import StopReason
@@ -38,16 +38,6 @@ def test_template_pieces_equal_the_whole_template(teacher):
     assert tokenizer.decode(after) == "<|im_end|>\n<|im_start|>assistant\n"
     assert prequery_ids(tokenizer, SYSTEM) == before
     assert end_ids(tokenizer) == (2,)
-
-
-def test_a_template_without_the_users_words_is_refused():
-    class Mute:
-        def apply_chat_template(self, messages, **kwargs):
-            return "hello"
-
-    with pytest.raises(UsageError, match="0 times"):
-        around_user(Mute())
-    assert SENTINEL not in "hello"
 
 
 def test_greedy_answers_are_right_on_easy_questions(teacher):

@@ -5,7 +5,7 @@ A key is never part of a recipe: `key_env` names the environment variable that h
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -27,13 +27,16 @@ FREE = frozenset(
         "price_in",
         "price_out",
         "price_characters",
+        "licence",
     }
 )
-"""Keys that change time and money, never a result: a run may go on with other values."""
+"""Keys that change time, money and cards, never a result: a run may go on with other values."""
 
 
 class EndpointConfig(Section):
     """How to reach a server and how hard to press it."""
+
+    younger: ClassVar[tuple[str, ...]] = ("licence",)
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#@]*)?$")]
     """Up to the version: "http://127.0.0.1:8000/v1". Redirects are not followed."""
@@ -53,6 +56,8 @@ class EndpointConfig(Section):
     """Keep replies on this machine, by address, model and request: a restart pays for nothing twice."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Fields added to every request as they are: `{top_k = 0, min_p = 0.0}`, `{language = "English"}`."""
+    licence: Annotated[str, Field(min_length=1)] | None = None
+    """Of the model and what it makes, for cards: an SPDX id ("Apache-2.0") where there is one, else words of yours."""
 
 
 class ChatEndpoint(EndpointConfig):

@@ -25,13 +25,12 @@ from rbalign.config.families import Family, family_of
 from rbalign.errors import DataError, RbaError, UsageError
 from rbalign.lm.load import load_model, model_type
 from rbalign.lm.sampler import Prompts
+from rbalign.lm.templates import APART
 from rbalign.speechlm.base import REPEAT, Policy
 from rbalign.speechlm.clipcache import ClipFolder
 from rbalign.types import View
 
 RATE = 16_000
-APART = "\n\n"
-"""Between a system prompt and the words of a user's turn, where a family has no place of its own for it."""
 
 
 class FamilyPolicy(Policy):

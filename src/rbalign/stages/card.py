@@ -17,7 +17,17 @@ from rbalign.data.export import data_files
 from rbalign.data.shards import RATE
 from rbalign.rundir.files import stable_hash
 from rbalign.stages.inspect import label_rows, topic_lines, unspoken
-from rbalign.stages.licences import UNKNOWN, Part, cell, hub_licences, last_name, licence_table, part, voice_parts
+from rbalign.stages.licences import (
+    UNKNOWN,
+    Part,
+    cell,
+    hub_licences,
+    is_place,
+    last_name,
+    licence_table,
+    part,
+    voice_parts,
+)
 from rbalign.stages.named import NamedDataset
 from rbalign.synth.labels import PAPER
 from rbalign.synth.recordings import voice_name
@@ -85,14 +95,19 @@ KINDS = {
 """Of a manifest: what an example is, and what the teacher did."""
 MOST_VALUES = 12
 """Of a label, that the card shows; the rest is summed."""
+WORDS = frozenset({"system", "answer_system", "pre_query", "stop"})
+"""Keys of a recipe that hold words for a model: "</s>" is no path."""
+FOLDERS = frozenset({"template", "speakers"})
+"""Keys of a server's table that hold a place of this machine."""
+ADDRESS = re.compile(r"(https?://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?", re.IGNORECASE)
+"""Scheme, user and password, what may be told, query."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def dataset_card(named: NamedDataset, form: str | None = None) -> str:
     """The card of a dataset folder, or of its export in a format. Reads every example once; holds no path."""
     manifest = named.dataset.manifest
-    parts = [part(TEACHER, manifest["teacher"])] if "teacher" in manifest else []
-    parts += voice_parts(manifest)
+    parts = _parts(named)
     front = yaml.safe_dump(_front(named, parts, form), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n" + CARD.format(
         name=cell(named.name),
@@ -107,6 +122,17 @@ def dataset_card(named: NamedDataset, form: str | None = None) -> str:
         speech_limit=RECORDED_LIMIT if _is_recorded(manifest) else SYNTHETIC_LIMIT,
         language_limit=_language_limit(named.languages),
     )
+
+
+def _parts(named: NamedDataset) -> list[Part]:
+    """Who wrote and who spoke. Of a server the recipe knows more than the manifest."""
+    manifest, recipe = named.dataset.manifest, named.recipe
+    found: list[Part] = []
+    if "teacher" in manifest:
+        writer = recipe.teacher if recipe and recipe.teacher.author == manifest["teacher"] else None
+        found.append(part(TEACHER, manifest["teacher"], writer.endpoint if writer else None))
+    spoken = recipe.synth if recipe and not _is_recorded(manifest) else None
+    return found + voice_parts(manifest, servers=spoken.endpoint_voices if spoken else ())
 
 
 def _front(named: NamedDataset, parts: Sequence[Part], form: str | None) -> dict[str, Any]:
@@ -232,15 +258,24 @@ def _toml(recipe: Recipe) -> str:
     return tomli_w.dumps(_without_paths(table))
 
 
-def _without_paths(value: Any) -> Any:
-    """The same value with every path cut to its last name."""
+def _without_paths(value: Any, named: bool = False) -> Any:
+    """The same value with every path cut to its last name, and no address with a password or a query.
+
+    Words for a model stay as they are. So do a server's names for things ("Qwen/Qwen3-8B": `named`), unless they
+    are places of a machine; elsewhere whatever holds a slash and no space may be one.
+    """
     if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
+        named = named or "url" in value
+        return {
+            key: inner if key in WORDS else _without_paths(inner, (named or key == "voices") and key not in FOLDERS)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    if isinstance(value, str) and (re.match(r"[/~]|[A-Za-z]:[\\/]", value) or not re.search(r"\s", value)):
-        return last_name(value)
-    return value
+        return [_without_paths(inner, named) for inner in value]
+    if not isinstance(value, str):
+        return value
+    public = ADDRESS.sub(r"\1\2", value)
+    return last_name(public) if is_place(value) or not (named or re.search(r"\s", value)) else public
 
 
 def _filters(named: NamedDataset) -> str:
@@ -277,7 +312,8 @@ def _by_tagger(manifest: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     lines = [f"{line[0].upper()}{line[1:]}." for line in topic_lines(manifest)]
-    text = f"{cell(manifest['labels']['tagger'])} labelled the instructions; nobody has checked that. The paper is RBA."
+    tagger = cell(last_name(manifest["labels"]["tagger"]))
+    text = f"{tagger} labelled the instructions; nobody has checked that. The paper is RBA."
     table = _table(["label", "value", "instructions", "share", "share in the paper"], rows)
     return "\n## Topics and difficulty\n\n" + "\n\n".join([text, *lines, table]) + "\n"
 

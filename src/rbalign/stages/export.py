@@ -180,10 +180,11 @@ def _parts(run: RunDir) -> list[Part]:
     found = [part("speech LLM" if whole else "language model", backbone(recipe))]
     if not whole and (encoder := _encoder(recipe, run)):
         found.append(part("speech encoder", encoder))
-    found.append(part("text teacher", recipe.teacher.author))
+    found.append(part("text teacher", recipe.teacher.author, recipe.teacher.endpoint))
     with suppress(DataError):  # the data may not be here any more
         data = Dataset.open(run.path("data"))
-        found += voice_parts(data.manifest, bank_of_dataset(recipe, data))
+        servers = recipe.synth.endpoint_voices if recipe.synth else ()
+        found += voice_parts(data.manifest, bank_of_dataset(recipe, data), servers)
     return found
 
 

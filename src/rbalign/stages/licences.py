@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os.path
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from rbalign.assets.catalog import default as catalog
+from rbalign.config.endpoints import EndpointConfig, VoiceEndpoint
 from rbalign.errors import UsageError
 from rbalign.voices.bank import VoiceBank, load_bank
 
@@ -19,8 +21,12 @@ _HUB_IDS = {
     "BSD-3-Clause": "bsd-3-clause",
     "CC0-1.0": "cc0-1.0",
     "CC-BY-SA-3.0": "cc-by-sa-3.0",
+    "CC-BY-4.0": "cc-by-4.0",
+    "CC-BY-SA-4.0": "cc-by-sa-4.0",
+    "CC-BY-NC-4.0": "cc-by-nc-4.0",
 }
-"""The catalogue's licences as the front matter of cards names them."""
+"""The catalogue's licences, and usual ones of data, as the front matter of cards names them."""
+_PLACE = re.compile(r"/|~|\.\.?[\\/]|[A-Za-z]:[\\/]|file:")
 
 
 class Part(NamedTuple):
@@ -31,27 +37,44 @@ class Part(NamedTuple):
     licence: str
 
 
-def part(role: str, name: str) -> Part:
-    """The catalogue's title and licence of an asset; of a folder its last name, for its path is nobody's business."""
+def part(role: str, name: str, server: EndpointConfig | None = None) -> Part:
+    """The catalogue's title and licence of an asset; of a folder its last name, for its path is nobody's business.
+
+    A model behind `server` is called what it is called there, under the licence that the recipe states for it.
+    """
     known = catalog().assets.get(name)
+    told = server.licence if server else None
     if known is None:
-        return Part(role, last_name(name), UNKNOWN)
-    return Part(role, known.title.split(":")[0], known.licence)
+        return Part(role, name if server and not is_place(name) else last_name(name), told or UNKNOWN)
+    return Part(role, known.title.split(":")[0], told or known.licence)
 
 
-def voice_parts(manifest: Mapping[str, Any], bank: VoiceBank | None = None) -> list[Part]:
-    """The engines behind a dataset's voices, of `bank` or the shipped one; unknown voices are a part of their own."""
+def voice_parts(
+    manifest: Mapping[str, Any], bank: VoiceBank | None = None, servers: Sequence[VoiceEndpoint] = ()
+) -> list[Part]:
+    """The engines behind a dataset's voices, of `bank` or the shipped one.
+
+    Other voices are parts of their own, one for each licence that the `servers` of their split have in the recipe.
+    """
     bank = bank or load_bank()
     engines: set[str] = set()
-    strange: set[str] = set()
-    for split in manifest["splits"].values():
+    strange: dict[str, set[str]] = {}
+    for name, split in manifest["splits"].items():
         for voice in split["voices"]:
             try:
                 engines.add(bank.voice(voice).engine)
             except UsageError:
-                strange.add(last_name(voice))
+                strange.setdefault(_licence(voice, name, servers), set()).add(last_name(voice))
     found = [part("voices", engine) for engine in sorted(engines)]
-    return found + ([Part("voices", ", ".join(sorted(strange)), UNKNOWN)] if strange else [])
+    return found + [Part("voices", ", ".join(sorted(names)), licence) for licence, names in sorted(strange.items())]
+
+
+def _licence(voice: str, split: str, servers: Iterable[VoiceEndpoint]) -> str:
+    """Of a voice in a split. A folder of speakers may not be here any more, so any name may be from there."""
+    own = [server for server in servers if server.split == split]
+    naming = [server for server in own if voice in server.voices]
+    told = {server.licence for server in naming or (server for server in own if not server.voices)}
+    return (told.pop() if len(told) == 1 else None) or UNKNOWN
 
 
 def licence_table(parts: Iterable[Part]) -> str:
@@ -69,6 +92,11 @@ def cell(text: object) -> str:
     """Text that somebody else wrote, safe in a cell of a Markdown table: one line, no markup."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\|`*\[\]<>])", lambda mark: f"&#{ord(mark[1])};" if mark[1] in "<>|" else f"\\{mark[1]}", line)
+
+
+def is_place(text: str) -> bool:
+    """Whether it names a place on a machine: a path that begins like one, or leads to something here."""
+    return _PLACE.match(text) is not None or os.path.exists(text)
 
 
 def last_name(path: str) -> str:

@@ -23,7 +23,7 @@ from rbalign.config.endpoints import TeacherEndpoint
 from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.lm.sampler import TEMPERATURE_AT, TOP_P_AT, Level, SamplingParams, own_levels
-from rbalign.lm.templates import around_user, end_ids
+from rbalign.lm.templates import around_user, end_ids, prequery_ids
 from rbalign.remote.chat import CHARACTERS_PER_TOKEN, choices, content, sound, stop_of
 from rbalign.remote.client import Client, EndpointError, Read, RequestError
 from rbalign.remote.counts import Counts
@@ -183,7 +183,7 @@ class RemoteTeacher:
     def _prefix(self, system: str | None) -> list[int] | str:
         """What stands before the user's first word: ids by the tokenizer, or the recipe's literal text."""
         if self._tokenizer is not None:
-            return around_user(self._tokenizer, system)[0]
+            return prequery_ids(self._tokenizer, system)
         literal = self.config.pre_query or ""
         if system is not None and "{system}" not in literal:
             raise UsageError(
