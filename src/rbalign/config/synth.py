@@ -100,8 +100,8 @@ class FilterConfig(Section):
     max_leakage: Fraction = 0.7
     """The same against texts that the connector was trained on and against `leakage_files`."""
     leakage_files: tuple[str, ...] = ()
-    """Evaluation sets that no instruction may resemble: every string of .csv, .tsv, .json, .jsonl and .parquet, every line
-    of other files."""
+    """Evaluation sets that no instruction may resemble: every string of .csv, .tsv, .json, .jsonl and .parquet, every
+    line of other files."""
     language: str = "en"
     """What the instructions must be written in, as py3langid names it."""
     min_language_certainty: Fraction = CERTAINTY
