@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -184,19 +185,90 @@ def test_answers_to_the_same_clips_are_kept_as_training_goes_on(tmp_path, arm):
     assert list(read_rows(tmp_path / "cut/answers.jsonl")) == rows
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
-def test_a_broken_checkpoint_is_passed_over_and_said(tmp_path, capfd, name):
-    whole = trained(tmp_path / "whole", "sft")
-    trained(tmp_path / "cut", "sft")
-    file = tmp_path / "cut/checkpoints/checkpoint-4" / name
-    content = bytearray(file.read_bytes())
-    if name == "optimizer.pt":  # as long as before, with one byte of a tensor changed
-        content[len(content) // 2] ^= 1
-    else:
-        del content[50:]
-    file.write_bytes(content)
-    assert_same(whole, trained(tmp_path / "cut", "sft"))
-    assert "checkpoint-4 is not whole" in capfd.readouterr().err
+CHECKPOINT = ("model.safetensors", "optimizer.pt", "reference.safetensors", "rng_state.pth", "scheduler.pt",
+              "sha256.json", "trainer_state.json")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An arm at its end, to be copied; its trainer answers `trained` the same again."""
+    folder = tmp_path_factory.mktemp("finished")
+    whole = trained(folder, "rba-single", reference="refresh:2")
+    assert sorted(path.name for path in (folder / "checkpoints/checkpoint-4").iterdir()) == sorted(CHECKPOINT)
+    return folder, whole
+
+
+def broken(finished, tmp_path, name, change, *gone):
+    """A copy whose newest checkpoint has one file changed, without those that are `gone`."""
+    folder = shutil.copytree(finished[0], tmp_path / "broken")
+    newest = folder / "checkpoints/checkpoint-4"
+    content = bytearray((newest / name).read_bytes())
+    change(content)
+    (newest / name).write_bytes(content)
+    for other in gone:
+        (newest / other).unlink()
+    return folder
+
+
+def flip_the_middle(content):
+    content[len(content) // 2] ^= 1
+
+
+def cut_the_end(content):
+    del content[50:]
+
+
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_one_changed_byte_of_a_checkpoint_is_seen_and_the_one_before_is_used(tmp_path, capfd, finished, name):
+    folder = broken(finished, tmp_path, name, flip_the_middle)
+    assert_same(finished[1], trained(folder, "rba-single", reference="refresh:2"))
+    said = capfd.readouterr().err
+    assert f"checkpoint-4 is not whole ({'' if name == 'sha256.json' else name}" in said
+    assert said.count("going on from checkpoint-2") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("trainer_state.json", cut_the_end), ("model.safetensors", cut_the_end), ("optimizer.pt", flip_the_middle)],
+)
+def test_a_checkpoint_of_before_the_checksums_is_looked_at_as_before(tmp_path, capfd, finished, name, change):
+    folder = broken(finished, tmp_path, name, change, "sha256.json")
+    assert_same(finished[1], trained(folder, "rba-single", reference="refresh:2"))
+    assert f"checkpoint-4 is not whole ({name}" in capfd.readouterr().err
+
+
+def test_a_checkpoint_of_before_the_checksums_is_used(tmp_path, capfd, finished):
+    folder = broken(finished, tmp_path, "scheduler.pt", lambda content: None, "sha256.json")
+    assert_same(finished[1], trained(folder, "rba-single", reference="refresh:2"), tolerance=0)
+    assert "not whole" not in capfd.readouterr().err
+
+
+def test_a_missing_file_and_no_other_checkpoint(tmp_path, capfd, finished):
+    folder = broken(finished, tmp_path, "scheduler.pt", lambda content: None, "reference.safetensors")
+    shutil.rmtree(folder / "checkpoints/checkpoint-2")
+    assert_same(finished[1], trained(folder, "rba-single", reference="refresh:2"))
+    assert "(reference.safetensors is missing): starting over" in capfd.readouterr().err
+
+
+def test_a_best_checkpoint_that_is_broken_is_trained_again(tmp_path, capfd):
+    """Its weights are what the arm ends with: going on from the last one would load them unseen."""
+    settings = {"select_by": "validation", "updates": 6}
+    ends = []
+    for _ in range(2):
+        policy = tiny_policy()
+        made = trainer(tmp_path, "sft", policy, validation=getting_worse(policy), **settings)
+        made.fit()
+        assert made.state.best_global_step == 2
+        ends.append({name: value.clone() for name, value in policy.trainable().items()})
+        weights = tmp_path / "checkpoints/checkpoint-2/model.safetensors"
+        content = bytearray(weights.read_bytes())
+        flip_the_middle(content)
+        weights.write_bytes(content)
+    said = capfd.readouterr().err
+    assert "checkpoint-6 is not whole (its best, checkpoint-2: model.safetensors" in said
+    assert said.count("starting over") == 2
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], atol=1e-5, rtol=1e-4)
 
 
 def test_fit_again_after_the_end_does_nothing(tmp_path):

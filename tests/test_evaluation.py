@@ -26,9 +26,11 @@ from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, RunError, UsageError
 from rbalign.eval.endpoint import EndpointAnswerer
 from rbalign.eval.tasks.clips import clips
-from rbalign.eval.tasks.items import load
+from rbalign.eval.tasks.items import TaskData, TaskItem, load
+from rbalign.eval.tasks.measure import Rules, measure
 from rbalign.eval.tasks.registry import task_named
 from rbalign.eval.tasks.scored import read_scored
+from rbalign.eval.tasks.sheet import Sheet
 from rbalign.keys import Key
 from rbalign.speechlm.policy import SpeechPolicy
 from rbalign.speechlm.whole import open_whole, save_whole
@@ -351,6 +353,14 @@ def test_a_comparison_takes_the_text_reference_or_waits(tmp_path, capsys):
         out = capsys.readouterr().out
         assert "spoken-alpaca: answered, not scored" in out
         assert "index.html" not in out
+        asked = len(server.asked)
+        assert rba(*words, "--references", "text", "--judge", "chrf", "--answers-only") == 0
+        assert "spoken-alpaca: answered, not scored" in capsys.readouterr().out
+        folder = tmp_path / "out" / "spoken-alpaca"
+        assert not list(folder.glob("*.json"))
+        with (folder / "voice-lm.jsonl").open() as file:
+            assert all(json.loads(line)["response"] == "Hm." for line in file)
+        assert len(server.asked) == asked + 2, "the reference alone was new"
         assert rba(*words, "--references", "text", "--judge", "chrf") == 0
     found = read_scored(tmp_path / "out" / "spoken-alpaca" / "voice-lm.json")
     assert found["figures"][0]["metric"] == "winrate@text"
@@ -525,6 +535,10 @@ def test_first_keeps_instructions_whole(tmp_path):
         (["eval", "--model", "s.toml", "--tasks", f"{QA},covost2:a_b", "--data", "x", "--output", "o"], ["which of"]),
         (["eval", "--model", "s.toml", "--tasks", "fleurs:a-b", "--data", "x", "--output", "o"], ["--beside"]),
         (["eval", "--model", "s.toml", "--tasks", QA, "--references", "txt", "--output", "o"], ["unknown reference"]),
+        (["eval", "--suite", "rba-papr"], ["unknown suite 'rba-papr'", "did you mean 'rba-paper'?"]),
+        (["eval", "--suite", "rba-paper", "--limit", "3"], ["--limit beside --suite rba-paper", "with --model"]),
+        (["eval", "smoke", "--suite", "rba-paper"], ["smoke beside --suite", "rba eval RECIPE"]),
+        (["eval", "--model", "s.toml", "--tasks", QA, "--output", "o", "--suite", "x"], ["unknown suite 'x'"]),
         (["eval", "--model", "bad.toml", "--tasks", QA, "--output", "o"], ["bad.toml", "did you mean 'sampling'"]),
     ],
 )  # fmt: skip
@@ -557,3 +571,41 @@ def test_warmth_may_be_left_out_and_the_cascade_sends_words(tmp_path):
     assert set(server.asked[0].body) == {"model", "messages", "max_tokens"}
     assert {one.body["messages"][0]["content"] for one in server.asked} == {"words of 0/0", "words of 1/0"}
     assert np.isfinite(answers[0].logprob)
+
+
+def test_a_suite_beside_a_model_comes_after_its_scores(tmp_path, capsys):
+    data = questions(tmp_path / "data")
+    with Loopback(length_of) as server:
+        words = ("eval", "--model", server_file(tmp_path, server), "--tasks", QA, "--data", data)
+        words = (*words, "--output", tmp_path / "out", "--suite", "rba-paper")
+        assert rba(*words, "--dry-run") == 0
+        assert "Web Questions, accuracy" not in capsys.readouterr().out
+        assert rba(*words) == 0
+    out = capsys.readouterr().out
+    scores, _, table = out.partition("RBA (2509.03526 v1)")
+    assert "accuracy" in scores
+    (row,) = (line for line in table.splitlines() if line.startswith("Web Questions, accuracy"))
+    assert "voice-lm 100.00 %" in row
+    assert "1 of 36 rows have a number of ours" in table
+
+
+def test_win_rates_come_by_part_where_items_have_one():
+    """Ours is longer in part a and wins there, two of two; in b it loses and ties."""
+
+    class Longer:
+        name, protocol, llm = "longer", "the longer answer", True
+
+        def prefer(self, pairs):
+            return [0.5 + 0.5 * ((len(p.first) > len(p.second)) - (len(p.first) < len(p.second))) for p in pairs]
+
+    items = tuple(TaskItem(str(place), str(place), part) for place, part in enumerate("aabb"))
+    ours = {"0": "long one", "1": "longer one", "2": "no", "3": "same"}
+    sheet = Sheet(task_named("spoken-alpaca"), TaskData(items, "x"), ours, 50)
+    measure(sheet, Rules("pairwise", Longer(), dict.fromkeys("0123", "kept"), "base"))
+    found = {(one["metric"], one["part"]): (one["value"], one["n"]) for one in sheet.figures}
+    assert {part: found["winrate@base", part] for part in ("", "a", "b")} == {
+        "": (62.5, 4),
+        "a": (100.0, 2),
+        "b": (25.0, 2),
+    }
+    assert found["lc_winrate@base", "a"][0] > found["lc_winrate@base", "b"][0]

@@ -74,7 +74,7 @@ def test_every_task_is_whole():
         assert task.rule, task.name
         assert task.place, task.name
         assert task.ids, task.name
-        assert task.files or task.smoke or task.kind in ("conditions", "consistency"), task.name
+        assert task.of_dataset == task.data.startswith("a dataset folder of rba"), task.name
         assert bool(task.against) == (task.kind in ("preference", "open") or task.name == "speech-ifeval")
 
 

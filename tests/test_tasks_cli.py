@@ -13,7 +13,7 @@ from loopback import Loopback, chat
 
 from rbalign.cli.main import run_command
 from rbalign.eval.paired import compare_scored
-from rbalign.eval.tasks.scored import read_scored
+from rbalign.eval.tasks.scored import KIND, SCHEMA, read_scored
 from rbalign.scorers.similarity import EMBEDDERS
 from rbalign.stages.suite import suite_table
 from rbalign.stages.tasks import read, score
@@ -312,7 +312,74 @@ def test_the_paper_has_its_own_numbers():
     assert rows["Spoken-Alpaca, length-controlled, against base, %"][2:4] == ["63.0", "60.5"]
     assert rows["TriviaQA, accuracy, %"][:3] == ["19.7", "", "55.1"]
     assert rows["CoVoST2 en-zh, BLEU"] == ["45.2", "45.0", "46.0", "47.3", "49.7", "49.1"]
-    assert rows["consistency over 4 voices, mean cosine, %"][:4] == ["82.6", "89.3", "", "94.5"]
+    assert rows["consistency over 4 voices, mean cosine"][:4] == ["0.826", "0.893", "", "0.945"]
+
+
+def write_scored(path, task, model, figures):
+    """What `rba score` writes, as far as the suite reads it; figures: (metric, part, value)."""
+    rows = [
+        {"metric": metric, "part": part, "value": value, "ci_low": None, "ci_high": None, "n": 9, "unit": ""}
+        | {"protocol": f"{metric} by hand"}
+        for metric, part, value in figures
+    ]
+    found = {"kind": KIND, "schema": SCHEMA, "task": task, "model": model, "data": {}, "samples": [], "counts": {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {"figures": rows}))
+    return path
+
+
+def row_of(what, place):
+    (row,) = (row for row in suite_table("rba-paper", place).rows if row[0] == what)
+    return row[-2]
+
+
+def test_the_papers_rows_read_what_an_evaluation_wrote(tmp_path, capsys):
+    """Scores lie in DIR/TASK/NAME.json, among files that are none; `rba eval --suite` needs no model for them."""
+    for place, value in (("a", 31.25), ("b", 62.5)):
+        for who, more in (("text", 0), (f"model-{place}", 1)):
+            path = tmp_path / "results" / place / "web-questions-twinkstart" / f"{who}.json"
+            write_scored(path, "web-questions-twinkstart", who, [("accuracy", "", value + more)])
+        (tmp_path / "results" / place / "evaluation.json").write_text('{"figures": []}')
+    old = json.loads((tmp_path / "results/a/web-questions-twinkstart/text.json").read_text()) | {"schema": 0}
+    (tmp_path / "results" / "old.json").write_text(json.dumps(old))
+    (tmp_path / "results" / "torn.json").write_text('{"kind": "rba ta')
+    (tmp_path / "results" / "folder.json").mkdir()
+    assert rba("eval", "--suite", "rba-paper", "--output", tmp_path / "results") == 0
+    out = capsys.readouterr().out
+    found = row_of("Web Questions, accuracy, %", tmp_path / "results").split("; ")
+    assert found == [
+        "model-a 32.25, n 9",
+        "a/web-questions-twinkstart/text.json 31.25, n 9",
+        "model-b 63.50, n 9",
+        "b/web-questions-twinkstart/text.json 62.50, n 9",
+    ]
+    assert "; ".join(found) in out
+    assert "40.7" in out
+    assert "1 of 36 rows have a number of ours" in out
+    line = "passed over, as no scores of this version of rba: a/evaluation.json, b/evaluation.json, old.json and 1 more"
+    assert line in out.splitlines()
+    assert rba("score", "--suite", "rba-paper", tmp_path / "results") == 0
+    assert capsys.readouterr().out == out, "one table, whichever verb prints it"
+
+
+def test_the_row_of_consistency_says_whose_cosine_it_is(tmp_path):
+    figures = [("cross_view", "minilm", 0.75), ("cross_view", "wordllama", 0.5), ("consistency", "minilm", 0.25)]
+    write_scored(tmp_path / "x.json", "smoke-consistency", "mine", figures)
+    write_scored(tmp_path / "y.json", "consistency", "mine", figures[:1])
+    assert row_of("consistency over 4 voices, mean cosine", tmp_path).split("; ") == [
+        "mine on smoke-consistency by minilm 0.750, n 9",
+        "mine on smoke-consistency by wordllama 0.500, n 9",
+        "mine on consistency by minilm 0.750, n 9",
+    ]
+
+
+def test_a_suite_before_any_score_is_empty_and_says_so(tmp_path, capsys):
+    assert rba("eval", "--suite", "rba-paper") == 0
+    assert "0 of 36 rows have a number of ours" in capsys.readouterr().out
+    (tmp_path / "there").mkdir()
+    for place in ("there", "gone"):
+        assert rba("eval", "--suite", "rba-paper", "--output", tmp_path / place) == 0
+        assert f"{place} holds no scored file: rba score --task" in capsys.readouterr().out
 
 
 def test_scoring_imports_no_torch(tmp_path):

@@ -24,6 +24,8 @@ HELP = f"""{STAGES["eval"]} Or, with --model: any model on benchmarks.
 rba eval RECIPE [--section.key VALUE]: a stage of a run, with its own held-out set, arms and references.
 
 rba eval --model M --tasks T1,T2 --output DIR: no run is needed; M answers clips, and `rba score` rates it.
+
+rba eval --suite rba-paper --output DIR: the paper's rows beside what DIR holds; with --model evaluated first.
 """
 
 
@@ -72,8 +74,15 @@ Baselines = Annotated[
     _option("--baselines", metavar="DIR1,DIR2", text="Other models' --output, which the page compares this one with."),
 ]
 Samples = Annotated[int, _option("--samples", min=0, text="Instructions of each task on the page, with their clips.")]
+Suite = Annotated[
+    str | None,
+    _option("--suite", metavar="NAME", text="rba-paper: the paper's rows beside the scores anywhere in --output."),
+]
 SingleFile = Annotated[
     bool, _option("--single-file", text="report/single.html, too: one file with a few samples and their clips.")
+]
+AnswersOnly = Annotated[
+    bool, _option("--answers-only", text="Write predictions, leave scoring to `rba score --task`, anywhere.")
 ]
 Judge = Annotated[str | None, _option("--judge", metavar="JUDGE.toml", text="As `rba score --judge`.")]
 Voice = Annotated[
@@ -132,6 +141,8 @@ def evaluate(
     workers: Workers = 0,
     samples: Samples = 12,
     single_file: SingleFile = False,
+    answers_only: AnswersOnly = False,
+    suite: Suite = None,
     runs: Runs = Path("runs"),
     fork: Fork = None,
     dry_run: DryRun = False,
@@ -148,6 +159,10 @@ def evaluate(
         _refuse(given & {"--runs", "--fork"}, "beside --model", "name a run's folder: --model runs/NAME:ARM")
         _refuse_stray([*([] if recipe is None else [recipe]), *ctx.args], list(ctx.params))
         _benchmarks(ctx.params, dry_run)
+    elif suite is not None:
+        _refuse(given - {"--suite", "--output"}, f"beside --suite {suite}", "with --model it evaluates first")
+        _refuse_stray([*([] if recipe is None else [recipe]), *ctx.args], list(ctx.params), "--suite")
+        _compare_with(suite, output)
     else:
         _refuse(given - {"--runs", "--fork"}, "without --model", "a recipe says it in [eval]: --eval.limit 8")
         name, overrides = split_words([*([] if recipe is None else [recipe]), *ctx.args])
@@ -158,9 +173,12 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
     from rbalign.config.sections import ReportConfig, Sampling
     from rbalign.stages.evaluation import prepare
     from rbalign.stages.exams import Settings, Wanted
+    from rbalign.stages.suite import suite_table
 
     if given["tasks"] is None or given["output"] is None:
         raise UsageError("--model needs --tasks and --output", "rba eval --model M --tasks T1,T2 --output DIR")
+    if given["suite"] is not None:
+        suite_table(given["suite"], None)  # an unknown name stops before any work
     tasks = _listed(given["tasks"])
     settings = Settings(
         Sampling(**{name: given[name] for name in ("temperature", "top_p", "max_new_tokens")}),
@@ -179,18 +197,22 @@ def _benchmarks(given: Mapping[str, Any], dry_run: bool) -> None:
         _prompts(given["spoken_prompts"], given["prompt_task"], given["prompt_language"]),
         tuple(map(Path, _listed(given["baselines"] or ""))),
         ReportConfig(samples=given["samples"], single_file=FEW if given["single_file"] else 0),
+        given["answers_only"],
     )
     evaluation = prepare(wanted)
     _plan(evaluation)
-    if not dry_run:
-        _show(evaluation.run(), evaluation)
+    if dry_run:
+        return
+    _show(evaluation.run(), evaluation)
+    if given["suite"] is not None:
+        _compare_with(given["suite"], evaluation.output)
 
 
-def _refuse_stray(words: Sequence[str], params: Sequence[str]) -> None:
+def _refuse_stray(words: Sequence[str], params: Sequence[str], beside: str = "--model") -> None:
     for word in words:
         check_option(word, (*(_spelled(name) for name in params if name != "recipe"), "--help"))
     if words:
-        raise UsageError(f"{words[0]} beside --model", "a recipe and its keys belong to `rba eval RECIPE`")
+        raise UsageError(f"{words[0]} beside {beside}", "a recipe and its keys belong to `rba eval RECIPE`")
 
 
 def _spelled(name: str) -> str:
@@ -262,8 +284,20 @@ def _show(summary: Mapping[str, Any], evaluation: ModelEvaluation) -> None:
     )
     rated = {one["task"] for one in summary["figures"]}
     for name in (exam.task.name for exam in evaluation.exams if exam.task.name not in rated):
-        typer.echo(f"{name}: answered, not scored; a comparison needs --references text and --judge, or `rba score`")
+        typer.echo(
+            f"{name}: answered, not scored; `rba score --task` does, a comparison with --references text and --judge"
+        )
     page = evaluation.output / "report" / "index.html"
     if page.is_file():
         typer.echo(f"{page}  (the page: opens by double click)")
     typer.echo(f"{evaluation.output}  (answers, scores and protocols by task; rba compare sets two .json side by side)")
+
+
+def _compare_with(suite: str, output: Path | None) -> None:
+    from rbalign.cli import show
+    from rbalign.stages.suite import suite_table
+
+    made = suite_table(suite, output, strict=False)
+    show.table(made.title, made.columns, made.rows)
+    for note in made.notes:
+        typer.echo(note)

@@ -202,7 +202,7 @@ def _lengths(shown: Evaluated) -> list[Figure | None]:
     """Win rates over the length of answers, a task, an opponent and a judge in a figure."""
     rows: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in shown.figures:
-        if row["metric"].startswith(WON) and row["value"] is not None:
+        if row["metric"].startswith(WON) and not row["part"] and row["value"] is not None:
             rows[row["task"], row["metric"].removeprefix(WON), row["protocol"]].append(row)
     return [
         plots.wins(

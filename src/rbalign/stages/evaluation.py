@@ -158,7 +158,8 @@ class ModelEvaluation:
     # Answers
 
     def run(self) -> dict[str, Any]:
-        """Answer what has no answer yet, score, and write the summary; it as a value."""
+        """Answer what has no answer yet, score (or leave predictions to `rba score`), and write the summary; it as a
+        value."""
         lock = lock_folder(self.output, "choose another --output")
         try:
             self._write(self._summary([]))
@@ -166,6 +167,10 @@ class ModelEvaluation:
             self._answer()
             if self.settings.voice is not None:
                 self._say(self.settings.voice)
+            if self.wanted.answers_only:
+                for exam, name in ((exam, name) for exam in self.exams for name in self.names):
+                    self._predictions(exam, name, heard=False)
+                return self._conclude([])
             return self._conclude([one for exam in self.exams for one in self._score(exam)])
         finally:
             lock.release()

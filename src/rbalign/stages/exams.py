@@ -84,6 +84,8 @@ class Wanted:
     """Folders of other models' evaluations, which this one is compared with."""
     page: ReportConfig = field(default_factory=ReportConfig)
     """How many instructions of each task the page shows."""
+    answers_only: bool = False
+    """Predictions are written, no scores."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`AlignTrainer`: transformers' Trainer, by public hooks only, where one dataloader batch is one update.
+"""`AlignTrainer`: transformers' Trainer by its hooks, where one dataloader batch is one update.
 
 Two traps make sampling elsewhere off-policy without a sound: accelerate's loader reads one batch ahead, and the
 Trainer takes all micro-batches of a step before the first. So `gradient_accumulation_steps` stays 1, and
@@ -40,7 +40,7 @@ from rbalign.train.batches import (
 from rbalign.train.diagnostics import Phases, finite, rollout_counts
 from rbalign.train.objectives import Loss, sft
 from rbalign.train.reference import Reference
-from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, stopped_early
+from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, saving, stopped_early
 from rbalign.train.rollout import Group, Item, draw_groups, restore_groups, sample_rows, score_groups
 from rbalign.train.served import RolloutServer
 from rbalign.train.shown import Shown
@@ -194,6 +194,12 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             self.journals["validation"].append([{"update": self.state.global_step, "nll": metrics["eval_nll"]}])
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        """All that goes into a checkpoint, and its checksums. Not public, but the one place that knows both ends."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with saving(folder, self.args.should_save, self.accelerator.wait_for_everyone):
+            super()._save_checkpoint(*args)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint holds what trains, and the reference where it moves."""

@@ -43,7 +43,7 @@ def clips(task: Task, folder: Path, items: Sequence[TaskItem], split: str = "tes
 
     DataError for a table without a column of clips.
     """
-    if task.kind in ("conditions", "consistency"):
+    if task.of_dataset:
         return of_dataset(Dataset.open(folder), items, split, beside)
     sources = task.files[:1] if task.languages else task.files  # of two languages, the one that is heard
     by_part = {source.part: readers(source, table_files(source, task, folder), folder) for source in sources}

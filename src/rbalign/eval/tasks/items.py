@@ -91,6 +91,8 @@ def load(task: Task, folder: Path, split: str = "test") -> TaskData:
     if task.kind == "consistency":
         data = Dataset.open(folder)
         return _several(data.iter_examples(split), data.iter_views(split), data.content_hash, f"the {split} split")
+    if task.of_dataset:
+        return _by_topic(Dataset.open(folder), split)
     given = tables(task, folder)
     left_out = 0
     if task.kind == "constraints":
@@ -184,6 +186,20 @@ def _conditions(task: Task, dataset: Dataset, split: str) -> TaskData:
             "make views with deliveries or channels: docs/views.md",
         )
     return TaskData(items, dataset.content_hash, passed_over=passed)
+
+
+def _by_topic(dataset: Dataset, split: str) -> TaskData:
+    """Each instruction once, under its topic; one without a topic counts for the whole alone."""
+    items = tuple(
+        TaskItem(one.id, one.id, str(one.labels.get("topic") or ""), one.instruction, one.reference)
+        for one in dataset.iter_examples(split)
+    )
+    if not any(item.part for item in items):
+        raise DataError(
+            f"no instruction of the {split} split of {dataset.folder} has a topic",
+            "synthesise one with [synth.labels] test_per_topic, or choose another --split",
+        )
+    return TaskData(items, dataset.content_hash)
 
 
 def _smoke(task: Task, given: SmokeSet) -> TaskData:

@@ -167,7 +167,10 @@ def _preference(sheet: Sheet, rules: Rules) -> None:
             "characters": [int(own[place]), int(others[place])],
         }
     sheet.unparsed = verdicts.unparsed
-    _winrates(sheet, rules, verdicts, (labels, own, others))
+    for part in sorted({"", *(item.part for item in items)}):
+        places = [place for place, item in enumerate(items) if part in ("", item.part)]
+        first, second = ([order[place] for place in places] for order in (verdicts.first, verdicts.second))
+        _winrates(sheet, rules, part, Verdicts(first, second), (own[places], others[places]))
 
 
 def _both_orders(sheet: Sheet, other: Sheet, items: Sequence[TaskItem], judge: PairwiseJudge) -> Verdicts:
@@ -192,11 +195,12 @@ def _both_orders(sheet: Sheet, other: Sheet, items: Sequence[TaskItem], judge: P
 
 
 def _winrates(
-    sheet: Sheet, rules: Rules, verdicts: Verdicts, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]
+    sheet: Sheet, rules: Rules, part: str, verdicts: Verdicts, characters: tuple[np.ndarray, np.ndarray]
 ) -> None:
+    """Of a part, "" for all items: the win rate and, fitted to the part alone, the one at equal length."""
     assert rules.judge is not None
-    labels, own, others = arrays
-    boot, raw = sheet.bootstrap("", len(labels)), f"winrate@{rules.opponent}"
+    labels, (own, others) = verdicts.labels(), characters
+    boot, raw = sheet.bootstrap(part, len(labels)), f"winrate@{rules.opponent}"
     agreement = verdicts.agreement()
     shared: dict[str, Any] = {
         "characters": rounded(float(own.mean())),
@@ -210,16 +214,16 @@ def _winrates(
         f"against {rules.opponent}; {rules.judge.protocol}; both orders, mean of the two; "
         "unreadable judgements are ties; who has no answer loses"
     )
-    sheet.figure(raw, "", boot.mean(labels), protocol, **shared)
+    sheet.figure(raw, part, boot.mean(labels), protocol, **shared)
     if not rules.judge.llm:
         note = "the prior on length is LLM judges' own: no length control for this judge"
-        sheet.figure(f"lc_{raw}", "", None, protocol, note=note, **shared)
+        sheet.figure(f"lc_{raw}", part, None, protocol, note=note, **shared)
         return
     estimate, found = length_controlled(boot, labels, own, others)
     prior = f"prior on length N({PRIOR_MEAN:g}, precision {PRIOR_PRECISION:g} n)"
     sheet.figure(
         f"lc_{raw}",
-        "",
+        part,
         estimate,
         f"{protocol}; most probable logistic fit at equal length, {prior}",
         phi=rounded(found.phi),

@@ -68,6 +68,11 @@ class Task:
         return SHIPPED if self.smoke else None
 
     @property
+    def of_dataset(self) -> bool:
+        """Whether its data is a dataset folder of rba."""
+        return not self.files and not self.smoke
+
+    @property
     def by_delivery(self) -> bool:
         """Of kind "conditions": whether they are deliveries; else channels and speeds."""
         return self.plain == FLUENT
