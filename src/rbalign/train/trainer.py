@@ -7,7 +7,6 @@ Trainer takes all micro-batches of a step before the first. So `gradient_accumul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from rbalign.config.mixtures import needs
 from rbalign.config.sections import AlignConfig
-from rbalign.errors import RunError, UsageError
+from rbalign.errors import UsageError
 from rbalign.keys import Key
 from rbalign.lm.logprobs import token_logprobs
 from rbalign.lm.sampler import SamplingParams
@@ -28,6 +27,7 @@ from rbalign.rundir.journal import Journal
 from rbalign.rundir.progress import note
 from rbalign.scorers.base import Scorer, counts_of
 from rbalign.speechlm.base import Policy
+from rbalign.train import launched
 from rbalign.train.arguments import training_arguments
 from rbalign.train.batches import (
     MicroBatch,
@@ -108,6 +108,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=list(validation) or None,
             callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
         )
+        launched.check_sampling(self.is_fsdp_enabled, arm, "samples" in self.needs and server is None)
         self.remove_callback(PrinterCallback)
         self.shown = Shown(policy, validation or items, config.sampling.max_new_tokens)
 
@@ -205,10 +206,10 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         """A checkpoint holds what trains, and the reference where it moves."""
         from safetensors.torch import save_file
 
+        tensors = launched.whole(self.policy.trainable())
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            tensors = {name: value.detach().contiguous() for name, value in self.policy.trainable().items()}
             save_file(tensors, folder / "model.safetensors")
             self.reference.save(folder)
 
@@ -311,21 +312,20 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                 if (update - 1) % TERM_NORMS_EVERY == 0:
                     for name in list(shares)[:-1]:  # the last one's is what remains
                         parts[name] = self._add_gradients(parts.get(name), shares[name])
+                for name, (_, loss) in made.items():
+                    sums[name] = sums.get(name, 0.0) + float(shares[name].detach())
+                    for label, value in loss.diagnostics.items():
+                        values.setdefault(label, []).extend(value.flatten().tolist())
+                if last and self.is_deepspeed_enabled:  # its engine steps in the last backward pass
+                    launched.check_finite(self.arm, update, sum(self._summed([sums]).values()))
                 # Times the world size, because DDP averages gradients while these shares are already of the whole.
-                self.accelerator.backward(torch.stack(list(shares.values())).sum() * self.args.world_size)
-            for name, (_, loss) in made.items():
-                sums[name] = sums.get(name, 0.0) + float(shares[name].detach())
-                for label, value in loss.diagnostics.items():
-                    values.setdefault(label, []).extend(value.flatten().tolist())
+                total_share = torch.stack(list(shares.values())).sum() * self.args.world_size
+                launched.backward(self.accelerator, total_share, last)
         by_term = self._summed([sums])
         total = sum(by_term.values())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise RunError(
-                f"{self.arm} at update {update} has loss {total} and gradient norm {norm}; no step was taken",
-                "lower [align.args] learning_rate or beta; the last checkpoint is untouched",
-            )
+        norm = launched.gradient_norm(self.accelerator, gradients)
+        launched.check_finite(self.arm, update, total, norm)
         row: dict[str, Any] = {"loss": total, "weights": totals}
         row |= {f"{name}_loss": value for name, value in by_term.items()}
         norms = {next(iter(made)): norm} if len(made) == 1 else self._term_norms(gradients, parts)
