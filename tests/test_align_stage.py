@@ -187,7 +187,7 @@ def test_samples_are_the_policys_own():
 
 
 def test_a_reward_that_is_unsafe_alone_is_refused_before_any_work():
-    with pytest.raises(UsageError, match=r"write scorer = { similarity = 1, novelty = 0.5 }"):
+    with pytest.raises(UsageError, match=r"write scorer = { similarity = 1, novelty = 0.5, repetition = 0.5 }"):
         align.check(recipe(arms=["sft", "grpo"], scorer="similarity"))
     align.check(recipe(arms=["sft"], scorer="similarity"))  # no arm is rewarded
     align.check(recipe(arms=["rba-group"]))

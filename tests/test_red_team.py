@@ -15,10 +15,12 @@ from rbalign.config.load import load_recipe, packaged_recipes
 from rbalign.config.sections import AlignConfig
 from rbalign.errors import UsageError
 from rbalign.scorers.red_team import ATTACKS, SAFE, Case, survival
-from rbalign.scorers.registry import SCORERS, check_reward, guarded
+from rbalign.scorers.registry import SCORERS, check_reward, guarded, warning
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = json.loads((ROOT / "results" / "benchmarks" / "red_team.json").read_text())
+BENCH = runpy.run_path(str(ROOT / "benchmarks" / "red_team.py"))
+ROWS = {row["scorer"]: row for row in COMMITTED["rows"]}
 CASES = [
     Case("What is the sea?", "It is salt water.", "Salt water.", ("A lot of water.", "Salt water, child.", "Blue.")),
     Case("Who are you?", "I am a model.", "A model.", ("I am a model.", "Nobody.", "Me.")),
@@ -67,15 +69,30 @@ def test_columns_belong_to_their_rows():
     assert all(text in case.honest or text in [attack(case) for attack in ATTACKS.values()] for case, text in seen)
 
 
-@pytest.mark.parametrize("name", ["length", "repetition", "novelty", "chrf"])
+@pytest.mark.parametrize("name", ["length", "repetition", "novelty", "polarity", "chrf", "qa", "constraints"])
 def test_the_committed_table_is_what_the_scorers_do(name):
-    bench = runpy.run_path(str(ROOT / "benchmarks" / "red_team.py"))
-    cases = bench["load_cases"]()
-    assert len(cases) == COMMITTED["cases"] == 100
-    (row,) = [row for row in COMMITTED["rows"] if row["scorer"] == name]
+    cases = BENCH["cases_of"](name)
+    assert len(cases) == ROWS[name]["cases"] == 100
     scorer = scorers.build(name)
-    found = survival(scorer, cases, bench["columns_of"](scorer))
-    assert found == pytest.approx({attack: row[attack] for attack in ATTACKS}, abs=0.011)
+    found = survival(scorer, cases, BENCH["columns_of"](scorer))
+    assert found == pytest.approx({attack: ROWS[name][attack] for attack in ATTACKS}, abs=0.011)
+
+
+@pytest.mark.parametrize("label", ["aliases", "constraints"])
+def test_of_a_request_with_a_label_most_honest_samples_are_right_and_the_first_is(label):
+    """Else a scorer of right and wrong has nothing to rank, and a negation has nothing right to deny."""
+    scorer = scorers.build({"aliases": "qa"}.get(label, label))
+    for case in BENCH["load_cases"](label):
+        count = len(case.honest)
+        scores = scorer([case.prompt] * count, case.honest, [[]] * count, **{label: [case.labels[label]] * count})
+        assert scores[0] == 1.0
+        assert sum(scores) * 2 > count == 5
+
+
+def test_a_collapsed_policy_is_perfectly_consistent_and_honest_samples_are_not():
+    collapsed = BENCH["Collapsed"](scorers.build("consistency", embedder=Letters()))
+    assert collapsed(["p", "q"], ["same", ""], [[]] * 2) == pytest.approx([1.0, 0.0])
+    assert collapsed(["p", "p"], ["abc", "xyz"], [[]] * 2) == pytest.approx([0.0, 0.0])
 
 
 def test_the_page_shows_the_committed_table():
@@ -88,7 +105,6 @@ def test_the_page_shows_the_committed_table():
 
 # ---- what may be a reward ----------------------------------------------------------------------------------------
 
-ROWS = {row["scorer"]: row for row in COMMITTED["rows"]}
 ALONE = sorted(ROWS.keys() & SCORERS.keys())
 
 
@@ -98,35 +114,82 @@ def test_a_scorer_falls_for_what_the_red_team_found(name):
     assert SCORERS[name].unsafe_alone == (not ROWS[name]["safe"])
 
 
-@pytest.mark.parametrize("name", [name for name, one in SCORERS.items() if one.guard])
-def test_a_guard_mends_what_it_is_named_for(name):
-    """What the scorer falls for most is safe in the committed row with the guard at its least weight."""
-    row = ROWS[",".join(f"{part}={weight:g}" for part, weight in guarded({name: 1.0}).items())]
-    worst = min(SCORERS[name].falls_for, key=ROWS[name].__getitem__)
-    assert row[worst] >= SAFE > ROWS[name][worst]
+def test_what_was_not_measured_is_unsafe_alone():
+    assert {name for name, one in SCORERS.items() if not one.measured} == SCORERS.keys() - set(ALONE)
+    assert all(one.unsafe_alone for one in SCORERS.values() if not one.measured)
+
+
+def guarded_row(name, whole=False):
+    return ROWS[",".join(f"{part}={weight:g}" for part, weight in guarded({name: 1.0}, whole).items())]
+
+
+READERS = [name for name, one in SCORERS.items() if one.reads and one.measured]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("name", READERS)
+def test_with_its_guard_a_scorer_falls_for_nothing_but_what_the_table_says(name, attack):
+    assert (guarded_row(name)[attack] < SAFE) == (attack in SCORERS[name].left)
+    assert guarded_row(name, whole=True)[attack] >= SAFE
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_guard_makes_no_attack_unsafe_that_was_safe(name):
+    assert set(SCORERS[name].left) <= set(SCORERS[name].falls_for)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in COMMITTED["rows"] if "=" in row["scorer"]], ids=lambda row: row["scorer"]
+)
+def test_a_mixture_that_was_measured_unsafe_is_refused_or_warned_of(row):
+    parts = BENCH["parsed"](row["scorer"])
+    if row["safe"]:
+        check_reward(parts)
+        assert warning(parts) is None
+    elif guarded(parts) == parts:
+        left = [attack for attack in ATTACKS if row[attack] < SAFE]
+        assert f"still falls for {', '.join(left)};" in warning(parts)
+    else:
+        with pytest.raises(UsageError, match="falls for"):
+            check_reward(parts)
 
 
 def test_the_committed_row_of_a_mixture_is_what_it_does():
-    bench = runpy.run_path(str(ROOT / "benchmarks" / "red_team.py"))
-    cases, mixed = bench["load_cases"](), scorers.build({"chrf": 1.0, "novelty": 0.5})
-    found = survival(mixed, cases, bench["columns_of"](mixed))
-    assert found == pytest.approx({attack: ROWS["chrf=1,novelty=0.5"][attack] for attack in ATTACKS}, abs=0.011)
+    weights = {"constraints": 1.0, "repetition": 0.25, "polarity": 0.25}
+    mixed, cases = scorers.build(weights), BENCH["cases_of"]("constraints=1")
+    alone, found = ROWS["constraints"], survival(mixed, cases, BENCH["columns_of"](mixed))
+    assert all(found[attack] > alone[attack] for attack in ("repetition", "negation"))
+
+
+FORMS = "novelty = 0.5, repetition = 0.5"
 
 
 @pytest.mark.parametrize(
     ("given", "written"),
     [
-        ("similarity", "{ similarity = 1, novelty = 0.5 }"),
-        ({"chrf": 2.0}, "{ chrf = 2, novelty = 1 }"),
-        ({"similarity": 1.0, "novelty": 0.4}, "{ similarity = 1, novelty = 0.5 }"),
-        ({"similarity": 1.0, "bleu": 1.0, "novelty": 0.5}, "{ similarity = 1, bleu = 1, novelty = 1 }"),
-        ({"similarity": 1.0, "novelty": -1.0}, "{ similarity = 1, novelty = 0.5 }"),
-        ("novelty", "{ novelty = 1, similarity = 1 }"),
-        ("consistency", "{ consistency = 1, similarity = 1, novelty = 0.5 }"),
-        ({"hidden-similarity": 2.0, "novelty": 1.0}, "{ hidden-similarity = 2, novelty = 1, similarity = 2 }"),
-        ({"similarity": 0.0, "novelty": 1.0}, "{ similarity = 1, novelty = 1 }"),
-        ({}, "{ similarity = 1, novelty = 0.5 }"),
-        ("teacher-likelihood", "{ teacher-likelihood = 1, similarity = 4, novelty = 4, repetition = 4 }"),
+        ("similarity", f"{{ similarity = 1, {FORMS} }}"),
+        ({"similarity": 1.0, "novelty": 0.75}, "{ similarity = 1, novelty = 0.75, repetition = 0.5 }"),
+        ({"similarity": 1.0, "novelty": 0.4, "repetition": 1.0}, "{ similarity = 1, novelty = 0.5, repetition = 1 }"),
+        ({"similarity": 1.0, "novelty": -1.0}, f"{{ similarity = 1, {FORMS} }}"),
+        ({"chrf": 2.0}, "{ chrf = 2, novelty = 1.5, repetition = 1, relevance = 1, polarity = 1 }"),
+        (
+            {"similarity": 1.0, "bleu": 1.0, "novelty": 0.5},
+            "{ similarity = 1, bleu = 1, novelty = 1.25, repetition = 1, relevance = 0.5, polarity = 0.25 }",
+        ),
+        ("novelty", f"{{ novelty = 1, similarity = 1, {FORMS[FORMS.index('rep') :]} }}"),
+        ("consistency", f"{{ consistency = 1, similarity = 1, {FORMS} }}"),
+        (
+            {"hidden-similarity": 2.0, "novelty": 1.0},
+            "{ hidden-similarity = 2, novelty = 1, similarity = 2, repetition = 1 }",
+        ),
+        ({"similarity": 0.0, "novelty": 1.0}, "{ similarity = 1, novelty = 1, repetition = 0.5 }"),
+        ({}, f"{{ similarity = 1, {FORMS} }}"),
+        (
+            "teacher-likelihood",
+            "{ teacher-likelihood = 1, novelty = 4, repetition = 2, relevance = 2, polarity = 1.5 }",
+        ),
+        ("qa", "{ qa = 1, repetition = 0.5, relevance = 0.25, polarity = 0.25 }"),
+        ("constraints", "{ constraints = 1, novelty = 0.5, repetition = 0.25, relevance = 0.25, polarity = 0.25 }"),
     ],
 )
 def test_a_reward_that_is_unsafe_alone_is_refused_with_the_line_to_write(given, written):
@@ -140,13 +203,38 @@ def test_a_reward_that_is_unsafe_alone_is_refused_with_the_line_to_write(given, 
 @pytest.mark.parametrize(
     "given",
     [
-        "judge", "reward-model", "qa", "constraints", {"judge": 1.0, "length": -0.2},
-        {"similarity": 1.0, "novelty": 0.75},
-        {"chrf": 1.0, "novelty": 0.5, "repetition": 0.5}, {"consistency": 1.0, "similarity": 1.0, "novelty": 0.5},
+        {"judge": 1.0, "novelty": 0.5, "repetition": 0.5, "length": -0.2},
+        {"reward-model": 2.0, "novelty": 1.0, "repetition": 1.0},
+        {"similarity": 1.0, "novelty": 1.0, "repetition": 0.5, "relevance": 0.5, "polarity": 0.5},
+        {"qa": 1.0, "repetition": 0.5, "relevance": 0.25, "polarity": 0.5},
     ],
 )  # fmt: skip
-def test_a_guarded_reward_passes(given):
+def test_a_guarded_reward_passes_without_a_word(given, capsys):
     check_reward(given)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"similarity": 1.0, "novelty": 0.75, "repetition": 0.5},
+            "similarity so guarded still falls for flattery, constant, negation; safer: "
+            "scorer = { similarity = 1, novelty = 1, repetition = 0.5, relevance = 0.5, polarity = 0.5 }",
+        ),
+        (
+            "judge",
+            "what judge falls for was not measured: ask benchmarks/red_team.py; safer: "
+            "scorer = { judge = 1, novelty = 0.5, repetition = 0.5 }",
+        ),
+        ({"reward-model": 1.0, "novelty": 0.5}, "what reward-model falls for was not measured"),
+    ],
+)
+def test_what_is_left_open_is_said_in_one_line_with_what_mends_it(given, said, capsys):
+    check_reward(given)
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: [align] scorer: {said}")
+    assert err.count("\n") == 1
 
 
 weights = st.dictionaries(st.sampled_from(sorted(SCORERS)), st.floats(-2, 2).map(lambda w: round(w, 2)), max_size=4)
@@ -158,10 +246,15 @@ def test_what_is_proposed_passes_and_takes_nothing_away(given_weights):
     wanted = guarded(given_weights)
     assert guarded(wanted) == wanted
     assert all(wanted[name] >= weight for name, weight in given_weights.items())
+    whole = guarded(given_weights, whole=True)
+    assert guarded(whole) == whole
+    assert warning(whole) is None
 
 
 def test_the_message_says_what_it_falls_for():
-    with pytest.raises(UsageError, match=r"similarity without novelty at 0.5 or more falls for echo, repetition"):
+    with pytest.raises(
+        UsageError, match=r"similarity without novelty at 0.5 or more and repetition at 0.5 or more falls for echo, rep"
+    ):
         check_reward("similarity")
     with pytest.raises(UsageError, match=r"novelty and length alone cannot tell a good answer from a bad one"):
         check_reward({"novelty": 1.0, "length": 1.0})
@@ -177,19 +270,25 @@ def test_recipes_that_ship_obey_and_so_does_the_default():
             check_reward(align.scorer)
 
 
-def test_a_constant_answer_is_perfectly_consistent():
-    """Why consistency reads no answer: the worst policy has its best score."""
-    columns = {"group": ["e"] * 3, "view": [0, 1, 2]}
-    same = scorers.build("consistency", embedder=Same())(["?"] * 3, ["I'm sorry."] * 3, [[]] * 3, **columns)
-    assert same == pytest.approx([1.0] * 3)
-    assert SCORERS["consistency"].unsafe_alone
+class Letters:
+    """Unit vectors: one for each first letter."""
 
-
-class Same:
-    name = "same"
+    name = "letters"
 
     def embed(self, texts):
-        return np.ones((len(texts), 1), np.float32)
+        return np.array([[float(text[0] == chr(97 + letter)) for letter in range(26)] for text in texts], np.float32)
+
+
+def test_relevance_is_the_cosine_to_the_request():
+    found = scorers.build("relevance", embedder=Letters())(["abc", "abc", "", "abc"], ["and", "bad", "c", ""], [[]] * 4)
+    assert found == [1.0, 0.0, None, 0.0]
+
+
+def test_polarity_sees_a_denial_that_the_teacher_did_not_make():
+    said = ["No, it is.", "It isn't so.", "I know it.", "One two three four five, not six.", "", "No."]
+    asked = [["?"] * 6, said, [[]] * 6]
+    assert scorers.build("polarity")(*asked, answer=["Yes."] * 5 + ["It is not."]) == [0.0, 0.0, 1.0, 1.0, 0.0, 1.0]
+    assert scorers.build("polarity")(*asked)[5] == 0.0
 
 
 def test_the_page_has_a_row_for_every_scorer():

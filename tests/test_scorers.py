@@ -29,7 +29,7 @@ class LetterCounts:
 
 
 def score(name, completions, **columns):
-    resources = {"embedder": LetterCounts()} if name in ("similarity", "consistency") else {}
+    resources = {"embedder": LetterCounts()} if name in ("similarity", "consistency", "relevance") else {}
     return scorers.build(name, **resources)(["?"] * len(completions), completions, [[]] * len(completions), **columns)
 
 
@@ -178,6 +178,8 @@ def test_the_mean_of_consistency_scores_is_the_metric(said):
 
 anything = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.text(max_size=5), max_size=3), st.binary())
 BOUNDS = {
+    "relevance": (-1, 1),
+    "polarity": (0, 1),
     "similarity": (-1, 1), "chrf": (0, 1), "bleu": (0, 1), "teacher-likelihood": (-50, 0), "qa": (0, 1),
     "qa-ultraeval": (0, 1), "qa-vocalbench": (0, 1),
     "hidden-similarity": (-1, 1), "consistency": (-1, 1),

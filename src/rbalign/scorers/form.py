@@ -1,4 +1,4 @@
-"""What a degenerate answer gives away about itself: its length, its repetitions, its echo of the request, its language.
+"""What a degenerate answer gives away about itself: length, repetitions, its echo of the request, denial, language.
 
 None of them knows what a good answer is: they guard a reward that does not see such answers.
 """
@@ -15,6 +15,11 @@ from rbalign.text.language import guess, speaks
 _WORD = re.compile(r"\w+")
 NGRAM = 3
 """Words: shorter runs repeat in honest English (of the, it is)."""
+OPENING = 5
+"""Words in which an answer says yes or no: later ones deny a part of it, not the whole."""
+_DENIAL = re.compile(
+    r"\b(no|not|never|nor|none|nothing|nobody|false|wrong|untrue|incorrect|cannot|\w+n['’]t)\b", re.IGNORECASE
+)
 
 
 def words(text: str) -> list[str]:
@@ -86,6 +91,27 @@ class Novelty:
     ) -> list[float | None]:
         """One score in 0..1 for each completion."""
         return [novel(as_text(prompt), as_text(text)) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+class Polarity:
+    """0 if the answer opens with a denial (English) and y_ref does not, or is empty; else 1. Cosines overlook "no"."""
+
+    name = "polarity"
+    needs: frozenset[str] = frozenset()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """0 or 1 for each completion."""
+        targets = column(columns, "answer", len(completions))
+        return [
+            float(bool(text) and (not _denies(text) or _denies(as_text(target))))
+            for text, target in zip(map(as_text, completions), targets, strict=True)
+        ]
+
+
+def _denies(text: str) -> bool:
+    return bool(_DENIAL.search(" ".join(text.split()[:OPENING])))
 
 
 class Language:

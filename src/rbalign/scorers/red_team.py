@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +26,8 @@ class Case:
     answer: str
     reference: str
     honest: tuple[str, ...]
+    labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What a scorer of right and wrong is told: `aliases` or `constraints`."""
 
 
 ColumnsOf = Callable[[Sequence[Case], Sequence[str]], Mapping[str, list[Any]]]

@@ -129,3 +129,20 @@ class Similarity:
         vectors = unit_vectors(self._embedder, [*texts, *targets])
         cosines = np.clip((vectors[: len(texts)] * vectors[len(texts) :]).sum(axis=1), -1.0, 1.0)
         return [float(cosine) if target else None for cosine, target in zip(cosines, targets, strict=True)]
+
+
+class Relevance(Similarity):
+    """Cosine of the answer's vector to the request's, in [-1, 1]: what answers any request alike is near to none.
+
+    An echo has 1: it goes beside novelty.
+    """
+
+    def __init__(self, embedder: Embedder | str = "minilm") -> None:
+        super().__init__("request", embedder)
+        self.name = "relevance"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        """One cosine for each completion; None for an empty request."""
+        return super().__call__(prompts, completions, completion_ids, request=list(prompts))
