@@ -78,3 +78,9 @@ def rollout_counts(
 def finite(row: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no NaN: such a number becomes None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """What loggers can draw of an update's row: finite numbers, booleans and its own number apart."""
+    found = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "update"}
+    return {k: float(v) for k, v in found.items() if math.isfinite(v)}

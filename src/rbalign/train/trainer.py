@@ -37,7 +37,7 @@ from rbalign.train.batches import (
     wants_reference,
     weights,
 )
-from rbalign.train.diagnostics import Phases, finite, rollout_counts
+from rbalign.train.diagnostics import Phases, finite, rollout_counts, scalars
 from rbalign.train.objectives import Loss, sft
 from rbalign.train.reference import Reference
 from rbalign.train.resume import cut_back, keyed_order, last_checkpoint, saving, stopped_early
@@ -164,10 +164,11 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         return torch.tensor(loss)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """After the optimizer's step and before the checkpoint: the update's row is complete and goes to the disk."""
-        super().log(logs, start_time)
+        """After the optimizer's step and before the checkpoint: the update's row goes to the disk and to loggers."""
         if not self._row or "grad_norm" not in logs:
+            super().log(logs, start_time)
             return
+        super().log(scalars(self._row) | logs, start_time)
         row, self._row = self._row, {}
         self._operations += row["operations"]
         row |= {"gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"]}
@@ -193,6 +194,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         metrics = {"eval_nll": total / tokens}
         if self.journals:
             self.journals["validation"].append([{"update": self.state.global_step, "nll": metrics["eval_nll"]}])
+        self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
