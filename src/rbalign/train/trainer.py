@@ -108,7 +108,9 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=list(validation) or None,
             callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
         )
-        launched.check_sampling(self.is_fsdp_enabled, arm, "samples" in self.needs and server is None)
+        if self.is_fsdp_enabled:
+            launched.check_fsdp(policy, arm, config, self.mixture)
+            launched.share_out(self.accelerator.state.fsdp_plugin, policy)
         self.remove_callback(PrinterCallback)
         self.shown = Shown(policy, validation or items, config.sampling.max_new_tokens)
 
@@ -137,8 +139,20 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                     self._show(0)
                 self._operations = sum(row["operations"] for row in self.journals["metrics"].rows())
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        launched.make_whole(self.policy)
 
     # Trainer's hooks
+
+    def create_optimizer(self, *args: Any) -> Any:
+        """The last hook before DeepSpeed takes the policy; `create_scheduler` is the first after it."""
+        self._lifted = launched.lift(self.policy) if self.is_deepspeed_enabled else []
+        return super().create_optimizer(*args)
+
+    def create_scheduler(self, *args: Any, **named: Any) -> Any:
+        """See `create_optimizer`."""
+        if self.is_deepspeed_enabled:
+            launched.taken(self.accelerator.deepspeed_engine_wrapped.engine, self._lifted)
+        return super().create_scheduler(*args, **named)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One update's gradient: sample, score, reference, then micro-batches. Returns the loss over all ranks."""
@@ -148,14 +162,16 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         if "samples" in self.needs:
             groups = self._rollout(update, inputs, clock)
         pieces = micro_batches(self.mixture, self.config, groups, self._ties(update))
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            pieces = launched.in_step(pieces, groups[0].item)
         with clock("reference"):
             references = [self._reference(piece) for piece in pieces]
-        totals = self._summed([weights(self.mixture, self.config, piece) for piece in pieces])
+        totals = launched.summed([weights(self.mixture, self.config, piece) for piece in pieces])
         with clock("step"):
             loss, row = self._gradients(model, pieces, references, totals, update)
         if "samples" in self.needs:
             row |= rollout_counts(groups, self.mixture, self.config, self._ties(update))
-            row |= self._summed([self._counted])
+            row |= launched.summed([self._counted])
             self._counted = {}
         row["seconds"] = {name: round(seconds, 3) for name, seconds in clock.seconds.items()}
         operations = torch.tensor(self.policy.operations - before, dtype=torch.float64)
@@ -181,7 +197,8 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean negative log-likelihood a token of the teacher's answers on the validation views."""
-        places = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
+        ranks = 1 if self.is_fsdp_enabled else self.args.world_size  # its forward passes are of all processes at once
+        places = range(self.args.process_index % ranks, len(self.eval_dataset), ranks)
         views = [(view, self.eval_dataset[place].answer) for place in places for view in self.eval_dataset[place].views]
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
@@ -311,7 +328,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                     name: scale * loss.sum / totals[name] if totals[name] else 0.0 * loss.sum
                     for name, (scale, loss) in made.items()
                 }
-                if (update - 1) % TERM_NORMS_EVERY == 0:
+                if not self.is_deepspeed_enabled and (update - 1) % TERM_NORMS_EVERY == 0:
                     for name in list(shares)[:-1]:  # the last one's is what remains
                         parts[name] = self._add_gradients(parts.get(name), shares[name])
                 for name, (_, loss) in made.items():
@@ -319,11 +336,11 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
                     for label, value in loss.diagnostics.items():
                         values.setdefault(label, []).extend(value.flatten().tolist())
                 if last and self.is_deepspeed_enabled:  # its engine steps in the last backward pass
-                    launched.check_finite(self.arm, update, sum(self._summed([sums]).values()))
+                    launched.check_finite(self.arm, update, sum(launched.summed([sums]).values()))
                 # Times the world size, because DDP averages gradients while these shares are already of the whole.
                 total_share = torch.stack(list(shares.values())).sum() * self.args.world_size
                 launched.backward(self.accelerator, total_share, last)
-        by_term = self._summed([sums])
+        by_term = launched.summed([sums])
         total = sum(by_term.values())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.policy.trainable().values()]
         norm = launched.gradient_norm(self.accelerator, gradients)
@@ -332,7 +349,7 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
         row |= {f"{name}_loss": value for name, value in by_term.items()}
         norms = {next(iter(made)): norm} if len(made) == 1 else self._term_norms(gradients, parts)
         row |= {f"gradient_norm_{name}": value for name, value in norms.items()}
-        row |= self._means(values)
+        row |= launched.means(values)
         return total, row
 
     def _terms(self, model: Any, piece: MicroBatch, reference: Tensor | None) -> dict[str, tuple[float, Loss]]:
@@ -377,23 +394,6 @@ class AlignTrainer(Trainer):  # type: ignore[misc]
             norms[name] = float(torch.nn.utils.get_total_norm(whole))
         return {**norms, list(self.mixture)[-1]: float(torch.nn.utils.get_total_norm(rest))} if norms else {}
 
-    # Numbers of an update
-
     def _ties(self, update: int) -> Key:
         """The key that breaks ties between equal scores."""
         return Key(self.rollout_key.seed, "ties", update)
-
-    def _summed(self, rows: list[dict[str, float]]) -> dict[str, float]:
-        """Sums by name over rows and ranks."""
-        total: dict[str, float] = {}
-        for row in gather_object(rows):
-            for name, value in row.items():
-                total[name] = total.get(name, 0.0) + value
-        return total
-
-    def _means(self, values: dict[str, list[float]]) -> dict[str, float | None]:
-        every: dict[str, list[float]] = {}
-        for own in gather_object([values]):
-            for name, numbers in own.items():
-                every.setdefault(name, []).extend(numbers)
-        return {name: sum(numbers) / len(numbers) if numbers else None for name, numbers in sorted(every.items())}
