@@ -9,6 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rbalign.cli.main import run_command
+
+
+def rba(*words):
+    """The command line in this process: its exit code."""
+    return run_command([str(word) for word in words])
+
+
 CLOSED = [
     ("change_case:english_capital", {}, "HELLO THERE", "Hello there"),
     ("startend:quotation", {}, '"yes"', "yes"),

@@ -24,6 +24,13 @@ def assets_folder() -> Callable[[str], Path]:
     return folder
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No asset, cache or file but the test's own: for whole modules by `usefixtures`."""
+    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
 def pytest_configure():
     """xdist's workers ignore SIGINT, and what they start would inherit that: no test of Ctrl-C could see it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

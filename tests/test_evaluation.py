@@ -14,13 +14,12 @@ import pytest
 import soundfile
 import torch
 from aligning import tiny_policy as policy_with_lora
-from benchdata import CLOSED, CREATIVE, ifeval_row, parquet, write_lines
+from benchdata import CLOSED, CREATIVE, ifeval_row, parquet, rba, write_lines
 from families import SYSTEM, family_model
 from loopback import Loopback, chat, clip, status
 from tiny import TEXTS, tiny_clip, tiny_processor, tiny_speech_model
 
 from rbalign.audio.io import to_flac
-from rbalign.cli.main import run_command
 from rbalign.config.sections import Sampling
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError, RunError, UsageError
@@ -44,14 +43,7 @@ QA = "web-questions-twinkstart"
 SHORT = Sampling(temperature=0.0, max_new_tokens=4)
 
 
-def rba(*words):
-    return run_command([str(word) for word in words])
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 # ---- data and models -----------------------------------------------------------------------------------------------

@@ -39,10 +39,7 @@ SETS = ("qa", "disfluency", "open", "instructions", "translation")
 SMOKE = [task.name for task in tasks().values() if task.smoke]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -23,10 +23,7 @@ STYLES = ("basic", "detailed")
 COLUMNS = [f"audio_prompt_{sex}_{number}" for sex in ("female", "male") for number in (1, 2)]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def tone(seconds, pitch, rate=24_000):

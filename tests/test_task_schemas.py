@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from benchdata import CLOSED, CREATIVE, ifeval_answers, ifeval_row, predictions, write_lines
+from benchdata import CLOSED, CREATIVE, ifeval_answers, ifeval_row, predictions, rba, write_lines
 from loopback import Loopback, chat, clip
 
-from rbalign.cli.main import run_command
 from rbalign.eval.tasks.registry import task_named, tasks
 from rbalign.eval.tasks.scored import read_scored
 from rbalign.stages.exams import Settings, exam_of
@@ -174,14 +173,7 @@ COPIES = [
 ]  # fmt: skip
 
 
-def rba(*words):
-    return run_command([str(word) for word in words])
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

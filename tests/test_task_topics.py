@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from benchdata import predictions
+from benchdata import predictions, rba
 from loopback import Loopback, chat
 from tiny import tiny_clip
 
 from rbalign.audio.io import to_flac
-from rbalign.cli.main import run_command
 from rbalign.config.kinds import TOPICS
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import DataError
@@ -23,14 +22,7 @@ TOPIC_OF = ["advice"] * 3 + ["role play"] * 2 + [None]
 """Of the test split; the last instruction has no topic."""
 
 
-def rba(*words):
-    return run_command([str(word) for word in words])
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def write_split(folder, topics=TOPIC_OF):

@@ -8,25 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from benchdata import ifeval_answers, predictions, write_alpaca, write_ifeval, write_lines, write_questions
+from benchdata import ifeval_answers, predictions, rba, write_alpaca, write_ifeval, write_lines, write_questions
 from loopback import Loopback, chat
 
-from rbalign.cli.main import run_command
 from rbalign.eval.paired import compare_scored
 from rbalign.eval.tasks.scored import KIND, SCHEMA, read_scored
 from rbalign.scorers.similarity import EMBEDDERS
 from rbalign.stages.suite import suite_table
 from rbalign.stages.tasks import read, score
 
-
-def rba(*words):
-    return run_command([str(word) for word in words])
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("RBA_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def questions(folder, right, name):

@@ -297,7 +297,4 @@ def _compare_with(suite: str, output: Path | None) -> None:
     from rbalign.cli import show
     from rbalign.stages.suite import suite_table
 
-    made = suite_table(suite, output, strict=False)
-    show.table(made.title, made.columns, made.rows)
-    for note in made.notes:
-        typer.echo(note)
+    show.suite(suite_table(suite, output, strict=False))

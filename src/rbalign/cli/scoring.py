@@ -165,10 +165,7 @@ def _suite(suite: str, place: str | None) -> None:
     from rbalign.cli import show
     from rbalign.stages.suite import suite_table
 
-    made = suite_table(suite, None if place is None else Path(place))
-    show.table(made.title, made.columns, made.rows)
-    for note in made.notes:
-        typer.echo(note)
+    show.suite(suite_table(suite, None if place is None else Path(place)))
 
 
 def _score_run(place: str, runs: Path, again: bool, dry_run: bool) -> None:

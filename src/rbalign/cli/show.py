@@ -16,6 +16,7 @@ from rbalign.rundir.progress import duration
 
 if TYPE_CHECKING:
     from rbalign.stages.chain import StageOutcome
+    from rbalign.stages.suite import SuiteTable
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -105,6 +106,13 @@ def paired(row: dict[str, Any]) -> list[str]:
     effect = "-" if row["effect"] is None else f"{row['effect']:+.2f}"
     names = [row["arm"], row["task"], row["metric"]]
     return [*names, f"{row['difference']:+.3f}", span, flips, f"{row['sign_p']:.3f}", effect]
+
+
+def suite(made: SuiteTable) -> None:
+    """A paper's rows beside ours, and what must be said of them."""
+    table(made.title, made.columns, made.rows)
+    for line in made.notes:
+        typer.echo(line)
 
 
 def size(count: float) -> str:

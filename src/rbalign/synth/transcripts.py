@@ -79,10 +79,10 @@ def clip_of(folder: Path, name: str) -> Path | bytes:
     path = folder / name
     if path.parent.suffix != PARQUET:
         return path
-    row, groups = int(path.name), _groups(path.parent, path.parent.stat().st_mtime_ns)
-    for group, size in enumerate(groups):
+    row, stamp = int(path.name), path.parent.stat().st_mtime_ns
+    for group, size in enumerate(_groups(path.parent, stamp)):
         if row < size:
-            clip = _clips(path.parent, path.parent.stat().st_mtime_ns, group)[row].as_py()
+            clip = _clips(path.parent, stamp, group)[row].as_py()
             return bytes(clip["bytes"] or b"") if clip else b""
         row -= size
     raise DataError(f"{path.parent} has no row {path.name}", "run the stage again, the file has changed")
