@@ -142,7 +142,7 @@ def test_an_unknown_builder_is_named(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="no builder 'melt'"):
         build("melt", tmp_path, tmp_path / "ready")
     for asset in catalog.default().assets.values():
-        assert asset.build in {"copy", "gguf-to-hf", "openai-whisper-to-hf", "g722-to-wav"}
+        assert asset.build in {"copy", "gguf-to-hf", "gguf-base-to-hf", "openai-whisper-to-hf", "g722-to-wav"}
 
 
 OFFLINE = """

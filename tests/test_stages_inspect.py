@@ -6,6 +6,7 @@ import pytest
 
 from rbalign.cli.main import run_command
 from rbalign.config.recipe import Recipe
+from rbalign.config.synth import SynthConfig
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import UsageError
 from rbalign.rundir.journal import Journal
@@ -66,6 +67,20 @@ def test_a_run_in_the_middle_of_synth_shows_how_far_it_is(tmp_path: Path) -> Non
         found = look_at(run.folder)
     assert "candidates written so far: 7" in found.lines
     assert "no finished dataset in it" in found.lines
+
+
+def test_a_run_in_the_middle_of_synth_shows_what_was_dropped_and_why(tmp_path: Path) -> None:
+    synth = SynthConfig(train=3, validation=0, test=0, answers=False)
+    texts = [("How do I bake a loaf of bread?", "end"), ("What should", "length"), ("Go now", "end")]
+    rows = [{"id": f"{place:06d}", "text": text, "stop": stop} for place, (text, stop) in enumerate(texts)]
+    with RunDir.open(tmp_path, Recipe(name="demo", synth=synth)) as run:
+        run.stage("synth", {}, {})
+        with Journal(run.path("data") / "drafts.jsonl") as journal:
+            journal.append([rows[2], *rows[:2], {"id": "000009", "text": "It waits for those before.", "stop": "end"}])
+        found = look_at(run.folder)
+    assert "candidates written so far: 4" in found.lines
+    assert "of the first 3: 1 of 3 accepted" in found.lines
+    assert found.drops == [["unfinished", "1", "What should"], ["too short", "1", "Go now"]]
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from rbalign.config.recipe import Recipe
 from rbalign.config.sections import TeacherConfig
 from rbalign.config.synth import FilterConfig, SynthConfig, ViewPlan
 from rbalign.data.dataset import DatasetWriter
+from rbalign.data.signatures import jaccard
 from rbalign.errors import DataError, UsageError
+from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
@@ -29,11 +31,14 @@ from rbalign.stages.card import dataset_card
 from rbalign.stages.named import dataset_named
 from rbalign.stages.voices import bank_of_dataset
 from rbalign.synth import recordings
+from rbalign.synth.filters import draft_cause, text_cause
 from rbalign.synth.recordings import Recordings
 from rbalign.synth.transcripts import read_transcripts
 from rbalign.synth.translate import transcript_cause, translation_cause
+from rbalign.synth.write import _TEACHERS, answer_texts
+from rbalign.teacher.base import Written
 from rbalign.text.language import _identifier
-from rbalign.types import Split
+from rbalign.types import Split, StopReason
 
 GERMAN = S2ttConfig(target="de")
 
@@ -72,9 +77,38 @@ def test_letters_of_three_bytes_are_no_matter_of_length():
 
 
 def test_transcripts_are_said_already_so_only_words_and_language_count():
-    assert transcript_cause("12 + 4 = 16", "en") == "transcript empty"
-    assert transcript_cause("Wo ist bitte der nächste Bahnhof in dieser Stadt?", "en") == "other language"
-    assert transcript_cause("Hello.", "en") is None
+    german = "Wo ist bitte der nächste Bahnhof in dieser Stadt?"
+    assert transcript_cause("12 + 4 = 16", FilterConfig()) == "transcript empty"
+    assert transcript_cause(german, FilterConfig()) == "other language"
+    assert transcript_cause(german, FilterConfig(min_language_certainty=1.0)) is None
+    assert transcript_cause("Hello.", FilterConfig()) is None
+
+
+def test_how_sure_of_another_language_a_translation_falls_is_the_recipes():
+    text, french = "Where is the next railway station?", "Où se trouve la prochaine gare, s'il vous plaît ?"
+    assert translation_cause(text, french, GERMAN) == "translation in another language"
+    assert translation_cause(text, french, S2ttConfig(target="de", min_language_certainty=1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "cause"),
+    [
+        ("zh", "请告诉我明天上海的天气怎么样?", None),
+        ("zh", "你好", "too short"),
+        ("zh", "请告诉我明天上海的天气怎么样," * 6, "too long"),
+        ("ru", "Расскажи мне, какая завтра будет погода в Москве.", None),
+        ("en", "Расскажи мне, какая завтра будет погода в Москве.", "not speakable: script"),
+        ("el", "Πες μου τι καιρό θα κάνει αύριο στην Αθήνα.", None),
+    ],
+)
+def test_languages_of_other_scripts_can_be_written_and_their_words_are_counted(language, text, cause):
+    assert text_cause(text, FilterConfig(language=language)) == cause
+
+
+def test_near_duplicates_are_found_where_no_spaces_stand_between_words():
+    text = "请告诉我明天上海的天气怎么样"
+    assert jaccard(text, "请告诉我明天上海的天气怎样") > 0.8
+    assert jaccard(text, "哪本书最适合学习做面包") < 0.2
 
 
 def test_every_language_of_a_recipe_is_one_that_texts_are_told_by():
@@ -145,7 +179,8 @@ def recipe_for(world, source, can=("chat",), **more):
         pre_query="<user>" if "continue" in can else None,
     )  # fmt: skip
     table = {"train": 6, "validation": 2, "test": 3, "batch_size": 4, **more}
-    s2tt = S2ttConfig(target="de", source=None if source is None else str(source), max_seconds=5.0)
+    own = table.pop("s2tt", {})
+    s2tt = S2ttConfig(target="de", source=None if source is None else str(source), max_seconds=5.0, **own)
     synth = SynthConfig(kind="s2tt", s2tt=s2tt, **table)
     return Recipe(name="talk", teacher=TeacherConfig(endpoint=endpoint), synth=synth)
 
@@ -318,6 +353,60 @@ def test_our_voices_say_what_the_teacher_wrote_and_it_translates_that(world, tmp
     text = dataset_card(dataset_named(str(tmp_path / "runs/talk")))
     assert "wrote the sentences and translated them" in text
     assert "speech is synthetic" in text
+
+
+class Kept:
+    """A translator of this machine, that hears the system prompt and says what it was asked."""
+
+    end_ids = (0,)
+
+    def __init__(self):
+        self.systems = set()
+
+    def params(self, temperature, top_p, max_new_tokens):
+        return SamplingParams(max_new_tokens, temperature, top_p, self.end_ids)
+
+    def answer(self, instructions, keys, params, system=None):
+        self.systems.add(system)
+        return [Written(f"Das war auch für uns eine Frage: {len(text)}.", StopReason.END, 9) for text in instructions]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_translator_of_this_machine_translates_what_a_server_wrote_or_people_said(
+    world, tmp_path, monkeypatch, recorded
+):
+    kept = Kept()
+    monkeypatch.setitem(_TEACHERS, "gemma-3-270m", kept)
+    voices = [
+        VoiceEndpoint(url=world.server.url, model="v", split=split, voices=(name,), retries=0, licence="MIT")
+        for split, name in (("train", "ann"), ("validation", "eve"), ("test", "joe"))
+    ]
+    s2tt = {"translator": "gemma-3-270m", "examples": (("Good night.", "Gute Nacht."),)}
+    spoken = {"views": (ViewPlan(voices="endpoint", per_example=1),), "endpoint_voices": voices}
+    source = audiofolder(tmp_path / "source") if recorded else None
+    recipe = recipe_for(world, source, ("continue",), s2tt=s2tt, **({} if recorded else spoken))
+    data = start(recipe, tmp_path / "runs")
+    assert [len(data.examples(split)) for split in ("test", "validation", "train")] == [3, 2, 6]
+    assert {example.answer[:20] for example in data.examples()} == {"Das war auch für uns"}
+    assert not [asked for asked in world.server.asked if "chat" in asked.path], "the server translates nothing"
+    (system,) = kept.systems
+    assert "into German" in system
+    assert system.endswith("\n\nGood night.\n= Gute Nacht.")
+    text = dataset_card(dataset_named(str(tmp_path / "runs/talk")))
+    assert ("Gemma 3 270M base translated the" if recorded else "wrote the sentences, Gemma 3 270M base") in text
+    assert "Gemma Terms of Use" in text
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+def test_gemma_translates_by_the_examples_of_its_recipe(assets_folder):
+    assets_folder("gemma-3-270m")
+    config = load_recipe("s2tt-gemma").synth
+    texts = ("My brother bought a new car yesterday.", "Can you help me find my keys?")
+    drafts = [{"id": str(place), "text": text, "stop": "end"} for place, text in enumerate(texts)]
+    answer_texts(None, config, 1, drafts)
+    assert drafts[0]["answer"] == "Mein Bruder hat gestern ein neues Auto gekauft."
+    assert {draft_cause(draft, config) for draft in drafts} == {None}
 
 
 def test_other_pairs_of_languages_and_what_is_refused(tmp_path):

@@ -24,11 +24,28 @@ def _copy(raw: Path, folder: Path) -> None:
     raw.rename(folder)
 
 
-def _gguf_to_hf(raw: Path, folder: Path) -> None:
+PLAIN_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{% if message.role == 'system' %}{{ message.content }}
+
+{% elif message.role == 'user' %}{{ message.content }}
+=\
+{% else %} {{ message.content }}
+
+{% endif %}{% endfor %}"""
+"""The chat of a base model, which no release gave a template: examples in the system prompt look like what follows."""
+
+
+def _gguf_base_to_hf(raw: Path, folder: Path) -> None:
+    """The same for a base model: its tokenizer gets `PLAIN_TEMPLATE`, whose empty line ends a turn."""
+    _gguf_to_hf(raw, folder, chat_template=PLAIN_TEMPLATE, eos_token="\n\n")
+
+
+def _gguf_to_hf(raw: Path, folder: Path, **of_tokenizer: str) -> None:
     """GGUF -> float32 safetensors with the dequantised weights as they are: 20 s once instead of at every load.
 
     transformers refuses to save a model that it loaded from GGUF ("quantized with gguf"), so the weights move into a
-    fresh model of the same config without its `quantization_config`.
+    fresh model of the same config without its `quantization_config`. What else lies in `raw` (terms) goes along.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,7 +59,12 @@ def _gguf_to_hf(raw: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
+    for name, value in of_tokenizer.items():
+        setattr(tokenizer, name, value)
     tokenizer.save_pretrained(folder)
+    for path in raw.iterdir():
+        if path.name != "model.gguf":
+            shutil.copy(path, folder)
 
 
 def _openai_whisper_to_hf(raw: Path, folder: Path) -> None:
@@ -143,6 +165,7 @@ def _gunzip(path: Path) -> str:
 BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "copy": _copy,
     "gguf-to-hf": _gguf_to_hf,
+    "gguf-base-to-hf": _gguf_base_to_hf,
     "openai-whisper-to-hf": _openai_whisper_to_hf,
     "g722-to-wav": _g722_to_wav,
 }

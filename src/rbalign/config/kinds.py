@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from rbalign.config.languages import language_name
+from rbalign.config.languages import CERTAINTY, language_name
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling, TeacherConfig
 from rbalign.errors import UsageError
@@ -57,8 +57,14 @@ class QaConfig(Section):
 class S2ttConfig(Section):
     """kind = "s2tt": the teacher translates what is said. [synth.filters] language is what it is said in."""
 
+    younger: ClassVar[tuple[str, ...]] = ("translator", "examples", "min_language_certainty")
+
     target: str = "de"
     """What to translate into (ISO 639-1)."""
+    translator: str | None = None
+    """A model of this machine that translates what the teacher wrote: an asset name or a folder; None: the teacher."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """[text, translation] pairs that end the default `answer_system`. A base model (gemma-3-270m) needs them: 4 do."""
     source: str | None = None
     """A folder of recordings with transcripts; None: sentences that the teacher writes and our voices say."""
     column: Annotated[str, Field(min_length=1)] = "transcription"
@@ -69,6 +75,8 @@ class S2ttConfig(Section):
     """Similarity of word sets at which a translation is the untranslated text."""
     length_ratio: tuple[Annotated[float, Field(gt=0.0)], Annotated[float, Field(gt=0.0)]] = (0.25, 4.0)
     """Least and most bytes (UTF-8) of a translation for each byte of the text: a Chinese or Hindi letter has three."""
+    min_language_certainty: Fraction = CERTAINTY
+    """A translation falls only if py3langid is so sure of another language than `target`."""
 
     @field_validator("target")
     @classmethod
@@ -88,7 +96,8 @@ def default_answer_system(table: Mapping[str, Any]) -> str:
     """The system prompt of a kind; `table`: the keys of [synth] before it."""
     kind = table.get("kind")
     if kind == "s2tt" and "s2tt" in table:
-        return S2TT_SYSTEM.format(language=language_name(table["s2tt"].target))
+        shown = [f"\n\n{text}\n= {translation}" for text, translation in table["s2tt"].examples]
+        return S2TT_SYSTEM.format(language=language_name(table["s2tt"].target)) + "".join(shown)
     return QA_SYSTEM if kind == "qa" else GENERAL_SYSTEM
 
 

@@ -21,6 +21,18 @@ LANGUAGES = {
 }
 # fmt: on
 
+# fmt: off
+NOT_LATIN = frozenset({
+    "am", "ar", "be", "bg", "bn", "el", "fa", "gu", "he", "hi", "hy", "ja", "ka", "kk", "km", "kn", "ko", "lo", "mk",
+    "ml", "mn", "mr", "ne", "pa", "ps", "ru", "si", "sr", "ta", "te", "th", "ug", "uk", "ur", "zh",
+})
+# fmt: on
+"""Languages that are written in another script than Latin."""
+UNSPACED = frozenset({"ja", "km", "lo", "th", "zh"})
+"""Languages that write no spaces between words."""
+CERTAINTY = 0.9
+"""Posterior from which a short text is in the language that py3langid names: below about six words it is unsure."""
+
 
 def language_name(code: str) -> str:
     """ "de" -> "German". UsageError for a code that is not in the table."""

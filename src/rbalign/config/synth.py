@@ -17,6 +17,7 @@ from rbalign.config.kinds import (
     default_answer,
     default_answer_system,
 )
+from rbalign.config.languages import CERTAINTY
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
@@ -24,8 +25,6 @@ from rbalign.errors import UsageError
 
 Temperature = Annotated[float, Field(gt=0.0, le=5.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
-CERTAINTY = 0.9
-"""Posterior from which a short text is in the language that py3langid names: below about six words it is unsure."""
 RATING = ("language", "repetition", "novelty", "reward-model")
 """Scorers that rate a request and its answer alone, the cheap ones first. The others compare with a second answer,
 accepted answers or other views, or ask a server, which may rate the same answer differently when asked again."""
@@ -78,7 +77,7 @@ class SpeakableConfig(Section):
     max_symbol_share: Fraction = 0.03
     """The same for what is neither letter, digit nor a mark with a sound."""
     max_foreign_share: Fraction = 0.02
-    """Of the letters, those outside the Latin script; 1 for a language that has another one."""
+    """Of the letters, those outside the Latin script. For a language that has another one it does not count."""
 
 
 class FilterConfig(Section):
@@ -89,7 +88,7 @@ class FilterConfig(Section):
     )  # fmt: skip
 
     min_words: Positive = 4
-    """Shorter instructions are dropped."""
+    """Shorter instructions are dropped. Where no spaces stand between words, two letters count as one."""
     max_words: Positive = 30
     """Longer ones too: nobody says them in one breath."""
     speakable: SpeakableConfig = SpeakableConfig()
@@ -258,6 +257,11 @@ class SynthConfig(Section):
     def recordings(self) -> str | None:
         """The folder of recordings that the examples are made of; None where voices say them."""
         return self.s2tt.source if self.kind == "s2tt" else None
+
+    @property
+    def translator(self) -> str | None:
+        """The model that translates; None where the teacher does, or nothing is translated."""
+        return self.s2tt.translator if self.kind == "s2tt" else None
 
     def size(self, split: str) -> int:
         """Examples that the teacher writes, or that come ready, for "train", "validation" or "test"."""

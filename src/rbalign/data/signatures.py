@@ -47,10 +47,14 @@ _RAW = np.random.Philox(key=20250903).random_raw(2 * PERMUTATIONS).astype(np.uin
 _FACTORS, _OFFSETS = _RAW[:PERMUTATIONS] | np.uint64(1), _RAW[PERMUTATIONS:]
 
 
+_CHARACTERS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
+"""Kana and Han, which stand without spaces: each is a word here."""
+
+
 def shingles(text: str) -> set[str]:
     """Words and neighbouring word pairs, without case and punctuation."""
     plain = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    words = re.findall(r"\w+(?:'\w+)*", plain)
+    words = re.findall(r"\w+(?:'\w+)*", _CHARACTERS.sub(r" \1 ", plain))
     return {*words, *(f"{first} {second}" for first, second in pairwise(words))}
 
 

@@ -131,6 +131,8 @@ def _parts(named: NamedDataset) -> list[Part]:
     if "teacher" in manifest:
         writer = recipe.teacher if recipe and recipe.teacher.author == manifest["teacher"] else None
         found.append(part(TEACHER, manifest["teacher"], writer.endpoint if writer else None))
+    if "translator" in manifest:
+        found.append(part("translator", manifest["translator"]))
     spoken = recipe.synth if recipe and not _is_recorded(manifest) else None
     return found + voice_parts(manifest, servers=spoken.endpoint_voices if spoken else ())
 
@@ -168,6 +170,8 @@ def _summary(manifest: Mapping[str, Any], parts: Sequence[Part]) -> str:
     what, work = KINDS.get(manifest.get("kind", ""), KINDS["instructions"])
     if _is_recorded(manifest):
         work = "translated the transcripts"
+    if translator := next((cell(each.name) for each in parts if each.role == "translator"), None):
+        work = f"wrote the {what}, {translator} translated them"
     text = f"{texts:,} {what} in {clips:,} clips ({hours:.2f} h, {voices} distinct voices), made with rba: "
     text += f"{wrote} {work}. " if wrote else "the manifest names no teacher. "
     if wrote and all(each.licence != UNKNOWN for each in parts):

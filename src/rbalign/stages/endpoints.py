@@ -82,7 +82,7 @@ class Servers:
     def _try(self, config: TeacherConfig, needs: frozenset[str]) -> None:
         from rbalign.teacher.base import require
 
-        if config.endpoint is not None and (config, needs) not in self._tried:
+        if config.endpoint is not None and needs and (config, needs) not in self._tried:
             teacher = open_teacher(config)
             require(teacher, needs, "synth")
             teacher.probe()
@@ -99,9 +99,11 @@ def tagger_config(recipe: Recipe) -> TeacherConfig:
 
 
 def _teacher_needs(config: SynthConfig | None) -> frozenset[str]:
-    if config is not None and config.recordings is not None:
-        return frozenset({"chat"})
-    return frozenset({"continue", "chat"} if config and config.answers else {"continue"})
+    """Of a server: it writes where nobody has said anything yet, and answers where no other model translates."""
+    if config is None:
+        return frozenset({"continue"})
+    writes = frozenset[str]() if config.recordings is not None else frozenset({"continue"})
+    return writes | ({"chat"} if config.answers and config.translator is None else set())
 
 
 def endpoint_inputs(recipe: Recipe) -> dict[str, str]:

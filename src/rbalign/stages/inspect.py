@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rbalign.config.load import load_recipe
 from rbalign.data.dataset import MANIFEST, Dataset
 from rbalign.errors import DataError, UsageError
-from rbalign.rundir.journal import read_rows
+from rbalign.rundir.journal import count_lines, read_rows
+from rbalign.stages.synth_outside import ready_views
+from rbalign.synth.accept import Acceptance
 from rbalign.synth.labels import PAPER
+from rbalign.synth.parts import WHOLE, InTurn
 
 VIEWS_PER_CAUSE = 3
+MOST_JUDGED = 50_000
+"""Candidates of a run that still writes: 0.3 ms each, 15 s."""
 
 
 @dataclass(slots=True)
@@ -51,6 +57,8 @@ def look_at(place: Path, rows: int = 5) -> Inspection:
         _dataset(dataset, rows, found)
     else:
         found.lines.append("no finished dataset in it")
+        if is_run:
+            _judged_so_far(place, found)
     _drops(folder, dataset, found)
     return found
 
@@ -70,7 +78,7 @@ def _run(place: Path, found: Inspection) -> None:
 
 def _dataset(dataset: Dataset, rows: int, found: Inspection) -> None:
     manifest = dataset.manifest
-    for key in ("kind", "teacher", "seed", "content_hash"):
+    for key in ("kind", "teacher", "translator", "seed", "content_hash"):
         if key in manifest:
             found.lines.append(f"{key.replace('_', ' ')}: {manifest[key]}")
     if "labels" in manifest:
@@ -108,17 +116,35 @@ def topic_lines(manifest: Mapping[str, Any]) -> list[str]:
     return [f"test split by topic: {', '.join(parts)}"]
 
 
+def _judged_so_far(place: Path, found: Inspection) -> None:
+    """What became of the candidates that a run has written, judged as `rba synth` does: nobody wrote it down."""
+    recipe = load_recipe(place / "recipe.toml")
+    journal = place / "data" / "drafts.jsonl"
+    found.lines.append(f"candidates written so far: {count_lines(journal):,}")
+    if recipe.synth is None or recipe.synth.recordings is not None:
+        return  # recordings are judged by their sound, too
+    acceptance = Acceptance(recipe.synth, ready_views(recipe).leakage)
+    for draft in islice(InTurn(WHOLE).give(read_rows(journal)), MOST_JUDGED):
+        if acceptance.is_full():
+            break
+        acceptance.add(draft)
+    found.lines.append(
+        f"of the first {acceptance.seen:,}: {len(acceptance.examples):,} of {acceptance.wanted:,} accepted"
+    )
+    _add_drops(acceptance.causes, acceptance.dropped, found)
+
+
 def _drops(folder: Path, dataset: Dataset | None, found: Inspection) -> None:
-    """Causes with the first texts that fell to each, from the manifest; before there is one, how far writing is."""
-    if dataset is None:
-        candidates = sum(1 for _ in read_rows(folder / "drafts.jsonl"))
-        found.lines.append(f"candidates written so far: {candidates:,}")
-        return
-    texts = dataset.manifest.get("dropped_texts", {})
-    for cause, count in Counter(dataset.manifest.get("dropped", {})).most_common():
-        found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])))])
+    """Causes with the first texts that fell to each, from the manifest, and the views that no voice could make."""
+    if dataset is not None:
+        _add_drops(Counter(dataset.manifest.get("dropped", {})), dataset.manifest.get("dropped_texts", {}), found)
     for reason, views in unspoken(folder).items():
         found.drops.append([f"unspoken: {reason}", f"{len(views):,}", " | ".join(views[:VIEWS_PER_CAUSE])])
+
+
+def _add_drops(causes: Counter[str], texts: Mapping[str, Sequence[str]], found: Inspection) -> None:
+    for cause, count in causes.most_common():
+        found.drops.append([cause, f"{count:,}", " | ".join(map(_short, texts.get(cause, [])))])
 
 
 def unspoken(folder: Path) -> dict[str, list[str]]:

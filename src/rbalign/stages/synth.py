@@ -173,8 +173,13 @@ def origin(recipe: Recipe, made: Texts) -> dict[str, Any]:
     kind: dict[str, Any] = {} if config.kind == "instructions" else {"kind": config.kind}
     if config.kind == "s2tt":
         kind["languages"] = [config.filters.language, config.s2tt.target]
+    author = recipe.teacher.author
+    if config.translator and config.recordings is not None:
+        author = config.translator  # nothing was written
+    elif config.translator:
+        kind["translator"] = config.translator
     return {
-        "teacher": recipe.teacher.author,
+        "teacher": author,
         "recipe": stable_hash(config.model_dump(mode="json"))[:16],
         "seed": recipe.seed,
         **kind,

@@ -8,13 +8,14 @@ from functools import cache
 from typing import Any
 
 from rbalign.assets import model_folder
+from rbalign.config.languages import NOT_LATIN
 from rbalign.config.synth import RATING, FilterConfig, SynthConfig
 from rbalign.scorers.base import Scorer
 from rbalign.scorers.form import novel
 from rbalign.scorers.registry import build
 from rbalign.synth.qa import pair_cause, question_cause
 from rbalign.synth.translate import transcript_cause, translation_cause
-from rbalign.text.language import speaks
+from rbalign.text.language import count_words, speaks
 from rbalign.text.refusals import is_boilerplate, refuses
 from rbalign.text.speakable import speakability
 from rbalign.types import StopReason
@@ -40,12 +41,15 @@ def drop_cause(text: str, stop: StopReason, config: FilterConfig) -> str | None:
 
 def text_cause(text: str, config: FilterConfig) -> str | None:
     """The filters that look at the text alone."""
-    words = len(text.split())
+    words = count_words(text, config.language)
     if words < config.min_words:
         return "too short"
     if words > config.max_words:
         return "too long"
-    reasons = speakability(text, config.speakable, config.mathematics)
+    limits = config.speakable
+    if config.language in NOT_LATIN:
+        limits = limits.model_copy(update={"max_foreign_share": 1.0})
+    reasons = speakability(text, limits, config.mathematics)
     if reasons:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
@@ -67,7 +71,7 @@ def answer_cause(text: str, stop: StopReason, config: FilterConfig) -> str | Non
 def instruction_cause(text: str, stop: StopReason, config: SynthConfig) -> str | None:
     """Why a text is worth no answer: `drop_cause`, and what the recipe's kind asks for."""
     if config.recordings is not None:
-        return transcript_cause(text, config.filters.language)
+        return transcript_cause(text, config.filters)
     return drop_cause(text, stop, config.filters) or (question_cause(text) if config.kind == "qa" else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rbalign.config.kinds import S2ttConfig
+from rbalign.config.synth import FilterConfig
 from rbalign.data.signatures import jaccard
 from rbalign.text.language import speaks
 
@@ -18,11 +19,12 @@ def translation_cause(text: str, translation: str, config: S2ttConfig) -> str | 
     low, high = config.length_ratio
     if not low <= len(translation.encode()) / len(text.encode()) <= high:
         return "length ratio"
-    return None if speaks(translation, config.target) else "translation in another language"
+    of_target = speaks(translation, config.target, config.min_language_certainty)
+    return None if of_target else "translation in another language"
 
 
-def transcript_cause(text: str, language: str) -> str | None:
+def transcript_cause(text: str, config: FilterConfig) -> str | None:
     """Why a recording's transcript cannot be translated. It was said aloud, so nobody asks whether it can be."""
     if not any(letter.isalpha() for letter in text):
         return "transcript empty"
-    return None if speaks(text, language) else "other language"
+    return None if speaks(text, config.language, config.min_language_certainty) else "other language"

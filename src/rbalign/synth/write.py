@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
 
 
 def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[Draft]) -> None:
-    """Put the teacher's answer, under the recipe's system prompt, into each draft."""
+    """Put the answer of `answerer`, under the recipe's system prompt, into each draft."""
+    teacher = answerer(teacher, config)
     answers = teacher.answer(
         [draft["text"] for draft in drafts],
         [Key(seed, "answer", example=draft["id"]) for draft in drafts],
@@ -54,6 +56,11 @@ def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[
     )
     for draft, answer in zip(drafts, answers, strict=True):
         draft |= {"answer": answer.text, "answer_stop": str(answer.stop)}
+
+
+def answerer(teacher: Any, config: SynthConfig) -> Any:
+    """Who answers: a translator of its own, if the recipe names one, else the teacher."""
+    return open_teacher(TeacherConfig(model=config.translator)) if config.translator else teacher
 
 
 def _write_aliases(teacher: Any, config: SynthConfig, seed: int, answered: Sequence[Draft]) -> None:
@@ -85,6 +92,7 @@ def write_references(
 
     None where a server failed: such an example has no reference, and metrics against one leave it unscored.
     """
+    teacher = answerer(teacher, config)
     for start in range(0, len(examples), config.batch_size):
         batch = examples[start : start + config.batch_size]
         keys = [Key(seed, "reference", example=example.id) for example in batch]
@@ -140,6 +148,8 @@ def _finished(
 
 _TEACHERS: dict[str, Any] = {}
 """The teachers of this process, by their model's name or their endpoint's hash."""
+_OPENING = Lock()
+"""Threads that ask a server may want a translator of this machine at once: it is loaded once."""
 
 
 def open_teacher(config: TeacherConfig) -> Any:
@@ -149,12 +159,13 @@ def open_teacher(config: TeacherConfig) -> Any:
         if name not in _TEACHERS:
             _TEACHERS[name] = _remote_teacher(config.endpoint)
         return _TEACHERS[name]
-    if config.model not in _TEACHERS:
-        from rbalign.lm.load import load_lm
-        from rbalign.teacher.local import LocalTeacher
+    with _OPENING:
+        if config.model not in _TEACHERS:
+            from rbalign.lm.load import load_lm
+            from rbalign.teacher.local import LocalTeacher
 
-        _TEACHERS[config.model] = LocalTeacher(load_lm(model_folder(config.model), name=config.model))
-    return _TEACHERS[config.model]
+            _TEACHERS[config.model] = LocalTeacher(load_lm(model_folder(config.model), name=config.model))
+        return _TEACHERS[config.model]
 
 
 def close_teacher(config: TeacherConfig) -> None:

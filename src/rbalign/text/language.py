@@ -5,13 +5,20 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from rbalign.config.synth import CERTAINTY
+from rbalign.config.languages import CERTAINTY, UNSPACED
 
 
 def speaks(text: str, language: str, certain: float = CERTAINTY) -> bool:
     """Whether a text may be in `language` (ISO 639-1): False only where another one has the posterior `certain`."""
     found, certainty = _identifier().classify(text)
     return bool(found == language or certainty < certain)
+
+
+def count_words(text: str, language: str) -> int:
+    """Words between spaces; where a language writes none, two letters are one (in Chinese and Japanese about so)."""
+    if language not in UNSPACED:
+        return len(text.split())
+    return -(-sum(character.isalnum() for character in text) // 2)
 
 
 def guess(text: str) -> str | None:

@@ -10,8 +10,10 @@ from rbalign.config.synth import SpeakableConfig
 LIMITS = SpeakableConfig()
 _PLAIN = frozenset(".,!?'\"-–—:;()$£€%&/’‘“”…#°")
 """Marks that a speaker's pauses, tone or words carry."""
-_SIGNS = "∑∫√∂∇∞≤≥≠≈∈∪∩∀∃→⇒×÷±·²³πθλσμ"
-_OF_MATHEMATICS = frozenset(_SIGNS + "+*=<>^")
+_SIGNS = "∑∫√∂∇∞≤≥≠≈∈∪∩∀∃→⇒×÷±·²³"
+_GREEK = "πθλσμ"
+"""Signs where no other Greek letter stands beside them."""
+_OF_MATHEMATICS = frozenset(_SIGNS + _GREEK + "+*=<>^")
 _LATEX = r"\$[^$\n]*[\\^_{}=][^$\n]*\$|\\[(\[]|\\[a-zA-Z]{2,}\b"
 
 _PATTERNS: dict[str, re.Pattern[str]] = {
@@ -32,7 +34,7 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "mathematics": re.compile(
-        rf"{_LATEX}|[{_SIGNS}]|\w\s?\^\s?[\w({{-]"
+        rf"{_LATEX}|[{_SIGNS}]|(?<![Ͱ-Ͽἀ-῿])[{_GREEK}](?![Ͱ-Ͽἀ-῿])|\w\s?\^\s?[\w({{-]"
         r"|(?<![\w'])[a-zA-Z]\s?\([a-zA-Z]\)|(?<=[\w)])\s?=\s?[-\w(]|\d\s?[*+/]\s?\d+\s?[-*+/=]|\b\d+[xyz]\b|\d\s?[*]\s?\d"
         r"|(?<![\w'])[xyz]\s[-+*/<>]\s",
     ),
