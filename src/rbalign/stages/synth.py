@@ -93,7 +93,8 @@ def run(recipe: Recipe, run: RunDir) -> Mapping[str, str]:
         if source is not None:
             views = source.views(written)
             jobs = list(in_shards(chain.from_iterable(views.values()), VIEWS_PER_SHARD))
-            unspoken = _speak(jobs, lambda shard, split: source.clips(shard, spoken), folder, writer, servers)
+            take_over = partial(source.clips, spoken=spoken, workers=_workers(config))
+            unspoken = _speak(jobs, lambda shard, split: take_over(shard), folder, writer, servers)
             more: dict[str, Any] = {}
         else:
             views = planned([*written, *practice], config, bank, recipe.seed)

@@ -72,7 +72,9 @@ def _recorded_plan(recipe: Recipe, config: SynthConfig, texts: int) -> Plan:
     each = SECONDS_PER_REQUEST / endpoint.concurrency if endpoint else 0.5 * cap / TOKENS_PER_SECOND
     rows = (
         PlanRow("translate transcripts", texts, texts * each),
-        PlanRow("take over recordings", texts, texts * SECONDS_PER_RECORDING, texts * BYTES_PER_CLIP),
+        PlanRow(
+            "take over recordings", texts, texts * SECONDS_PER_RECORDING / _workers(config), texts * BYTES_PER_CLIP
+        ),
     )
     return Plan(rows)
 

@@ -9,7 +9,9 @@ Recordings of one transcript are the views of one example, as voices are elsewhe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rbalign.audio.io import Limits, audio_seconds, read_audio, to_flac
@@ -98,19 +100,29 @@ class Recordings:
             )
         return splits
 
-    def clips(self, views: Sequence[View], spoken: Mapping[str, str]) -> Iterator[tuple[View, SpeakFailure | None]]:
-        """Each view with its recording, 16 kHz and mono; one that cannot be used comes with its reason."""
-        for view in views:
-            name = self._said[view.example_id].files[view.index]
-            problem = self._problem(name)
-            try:
-                samples = read_audio(clip_of(self._folder, name), rate=RATE) if problem is None else None
-            except DataError as error:
-                samples, problem = None, _unreadable(error, self._folder / name)
-            if samples is None:
-                yield view, SpeakFailure(SpeakJob.of(view, spoken), str(problem))
-            else:
-                yield replace(view, seconds=len(samples) / RATE, flac=to_flac(samples, RATE)), None
+    def clips(
+        self, views: Sequence[View], spoken: Mapping[str, str], workers: int
+    ) -> Iterator[tuple[View, SpeakFailure | None]]:
+        """Each view with its recording, 16 kHz and mono, in the files' order; one that cannot be used has its reason.
+
+        By threads: decoding, resampling and FLAC are libraries' work, without the interpreter's lock.
+        """
+        with ThreadPoolExecutor(workers, "recording") as pool:
+            yield from pool.map(partial(self._clip, spoken), sorted(views, key=self._name))
+
+    def _clip(self, spoken: Mapping[str, str], view: View) -> tuple[View, SpeakFailure | None]:
+        name = self._name(view)
+        problem = self._problem(name)
+        try:
+            samples = read_audio(clip_of(self._folder, name), rate=RATE) if problem is None else None
+        except DataError as error:
+            samples, problem = None, _unreadable(error, self._folder / name)
+        if samples is None:
+            return view, SpeakFailure(SpeakJob.of(view, spoken), str(problem))
+        return replace(view, seconds=len(samples) / RATE, flac=to_flac(samples, RATE)), None
+
+    def _name(self, view: View) -> str:
+        return self._said[view.example_id].files[view.index]
 
     def _problem(self, name: str) -> str | None:
         path = self._folder / name
