@@ -103,10 +103,13 @@ def test_the_draw_is_by_key_and_grows(tmp_path):
     assert len(items(more)) == 4
 
 
-def test_another_language_is_not_transcribed(tmp_path):
-    named = write(tmp_path / "data", languages=["de", "en"])
-    write_page(named, tmp_path / "page", 6, lambda wave: pytest.fail("Whisper base is asked for English alone"))
+def test_a_language_that_the_asr_does_not_know_is_not_transcribed(tmp_path):
+    named = write(tmp_path / "data", languages=["ga", "en"])
+    write_page(named, tmp_path / "page", 6, lambda wave: pytest.fail("Whisper base knows no Irish"))
     assert all(view["heard"] is None for item in items(tmp_path / "page").values() for view in item["views"])
+    german = write(tmp_path / "german", languages=["de", "en"])
+    write_page(german, tmp_path / "heard", 6, listener)
+    assert any(view["heard"] for item in items(tmp_path / "heard").values() for view in item["views"])
 
 
 def test_a_spectrogram_has_the_tone_where_it_is():

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from test_synth import RECIPE, fakes  # noqa: F401
 from test_synth_views import BANK, EXAMPLES, SPOKEN, stopped_and_resumed, voice_of
 
-from rbalign.config.synth import ReadBackConfig, SynthConfig, ViewPlan
+from rbalign.asr.whisper import Transcriber
+from rbalign.config.synth import FilterConfig, ReadBackConfig, SynthConfig, ViewPlan
 from rbalign.data.dataset import Dataset
+from rbalign.errors import UsageError
 from rbalign.rundir.journal import Journal
 from rbalign.rundir.run import RunDir
 from rbalign.stages import synth as stage
@@ -15,6 +18,7 @@ from rbalign.stages.inspect import unspoken
 from rbalign.synth import speak
 from rbalign.synth.readback import ReadBack, other_voices, read_back_summary
 from rbalign.synth.speak import planned, speak_shard
+from rbalign.text.normalise import word_errors
 from rbalign.voices.pool import SpeakFailure
 
 VIEWS = planned(EXAMPLES, SynthConfig(views=(ViewPlan(per_example=2),)), BANK, 1)["train"]
@@ -72,6 +76,52 @@ def test_what_is_not_understood_is_said_by_a_voice_that_the_example_does_not_hav
         assert failure is None
         assert voice not in others if view in again else voice == view.spec.voice
         assert BANK.voice(voice).split == "train"
+
+
+def test_other_languages_are_compared_by_their_own_rules(tmp_path):
+    assert word_errors("请告诉我明天上海的天气。", "请告诉我明天上海天气", "zh") == (1, 11), "of characters"
+    assert word_errors("Die Farbe ist grau.", "die farbe ist grau", "de") == (0, 4)
+    assert word_errors("Die colour ist twenty.", "die color ist 20", "de") == (2, 4), "no English spelling, no numbers"
+    view, said = replace(VIEWS[0], example_id="e"), "Wie heißt der Bürgermeister, der die colour mag?"
+    clip = np.zeros(16, np.float32)
+    for language, errors in (("de", 1), ("en", 0)):
+        with Journal(tmp_path / f"{language}.jsonl") as journal:
+            config = ReadBackConfig(share=1.0, max_wer=1.0)
+            read_back = ReadBack(
+                config,
+                1,
+                lambda clips: ["wie heißt der bürgermeister der die color mag"],
+                lambda view: [],
+                journal,
+                language,
+            )
+            list(read_back.understood([view], {view.id}, {"e": said}, lambda views: ((one.id, clip) for one in views)))
+            assert [row["errors"] for row in journal.rows()] == [errors]
+
+
+@pytest.mark.parametrize(("language", "model"), [("ga", "whisper-base-ct2"), ("de", "whisper-tiny.en-ct2")])
+def test_a_language_that_the_asr_does_not_know_is_refused(language, model):
+    read_back = ReadBackConfig(share=0.1, model=model)
+    SynthConfig(filters=FilterConfig(language=language))
+    SynthConfig(filters=FilterConfig(language="en"), read_back=read_back)
+    SynthConfig(filters=FilterConfig(language="zh"), read_back=ReadBackConfig(share=0.1))
+    refused = rf"{model} does not hear '{language}' → set \[synth.read_back\] share = 0; .* all but ga, ug, xh, zu"
+    with pytest.raises((UsageError, ValueError), match=refused):
+        SynthConfig(filters=FilterConfig(language=language), read_back=read_back)
+
+
+def test_the_asr_is_told_the_language(monkeypatch):
+    asked = {}
+
+    class Model:
+        def transcribe(self, samples, **settings):
+            asked.update(settings)
+            return [], None
+
+    listener = Transcriber(language="de")
+    monkeypatch.setattr(listener, "_model", Model(), raising=False)
+    assert listener.transcribe(np.ones(16_000, np.float32)) == ""
+    assert asked["language"] == "de"
 
 
 def test_other_voices_are_of_the_split_none_of_the_example_and_of_one_view_alone():
@@ -152,8 +202,3 @@ def test_the_stage_reads_back_and_resumes_to_the_same_dataset(tmp_path, fakes, m
     with RunDir.open(tmp_path / "b", recipe) as run:
         assert stopped_and_resumed(recipe, run, monkeypatch) == outputs
         assert Dataset.open(run.path("data")).manifest["read_back"] == found
-
-
-def test_the_ear_is_english():
-    with pytest.raises(ValueError, match="English"):
-        SynthConfig.model_validate({"filters": {"language": "de"}, "read_back": {"share": 0.5}})

@@ -15,12 +15,12 @@ from rbalign.errors import DataError
 
 
 class Transcriber:
-    """English speech to text, greedy: the same clip gives the same words."""
+    """Speech to text, greedy: the same clip gives the same words."""
 
-    def __init__(self, model: str = "whisper-base-ct2", workers: int = 1) -> None:
+    def __init__(self, model: str = "whisper-base-ct2", workers: int = 1, language: str = "en") -> None:
         """model: an asset's name, loaded with the first clip. workers: clips heard at once, one thread each (the
-        weights are shared)."""
-        self._name, self._workers = model, workers
+        weights are shared). language: ISO 639-1, which is told and not guessed; models ending in ".en" know English."""
+        self._name, self._workers, self._language = model, workers, language
 
     @cached_property
     def _model(self) -> Any:
@@ -49,7 +49,7 @@ class Transcriber:
             return ""
         segments, _ = self._model.transcribe(
             samples.astype(np.float32, copy=False),
-            language="en",
+            language=self._language,
             beam_size=1,
             temperature=0.0,
             condition_on_previous_text=False,

@@ -30,6 +30,8 @@ NOT_LATIN = frozenset({
 """Languages that are written in another script than Latin."""
 UNSPACED = frozenset({"ja", "km", "lo", "th", "zh"})
 """Languages that write no spaces between words."""
+UNHEARD = frozenset({"ga", "ug", "xh", "zu"})
+"""Languages that Whisper does not know."""
 CERTAINTY = 0.9
 """Posterior from which a short text is in the language that py3langid names: below about six words it is unsure."""
 

@@ -17,7 +17,7 @@ from rbalign.config.kinds import (
     default_answer,
     default_answer_system,
 )
-from rbalign.config.languages import CERTAINTY
+from rbalign.config.languages import CERTAINTY, UNHEARD
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
@@ -169,12 +169,12 @@ class ViewPlan(Section):
 
 
 class ReadBackConfig(Section):
-    """An independent ASR hears what the voices said (English). Counts and words stand in data/heard.jsonl."""
+    """An independent ASR hears what the voices said. Counts and words stand in data/heard.jsonl."""
 
     share: Fraction = 0.0
     """Of the clips, drawn by key: 1 hears every one, 0 none. A clip costs Whisper base about 1.5 CPU seconds."""
     max_wer: Annotated[float, Field(ge=0.0)] = 0.3
-    """Word error rate above which a clip is not understood."""
+    """Word error rate above which a clip is not understood; where no spaces stand between words, of characters."""
     other_voices: Annotated[int, Field(ge=0)] = 2
     """Voices that may say it after that, one after the other; then it is dropped and counted."""
     model: str = "whisper-base-ct2"
@@ -280,10 +280,14 @@ class SynthConfig(Section):
 
     @field_validator("read_back")
     @classmethod
-    def _hears_english(cls, read_back: ReadBackConfig, info: ValidationInfo) -> ReadBackConfig:
+    def _is_heard(cls, read_back: ReadBackConfig, info: ValidationInfo) -> ReadBackConfig:
         language = info.data["filters"].language if "filters" in info.data else "en"
-        if read_back.share and language != "en":
-            raise UsageError(f"the ASR is English, the instructions {language!r}", "set [synth.read_back] share = 0")
+        deaf = language in UNHEARD or (".en" in read_back.model and language != "en")
+        if read_back.share and deaf:
+            raise UsageError(
+                f"{read_back.model} does not hear {language!r}",
+                f"set [synth.read_back] share = 0; whisper-base-ct2 hears all but {', '.join(sorted(UNHEARD))}",
+            )
         return read_back
 
     @field_validator("views")

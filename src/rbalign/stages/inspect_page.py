@@ -9,6 +9,7 @@ import numpy as np
 
 from rbalign.asr.whisper import Transcriber
 from rbalign.audio.io import read_audio
+from rbalign.config.languages import UNHEARD
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError, UsageError
 from rbalign.report import dataset as report
@@ -26,8 +27,8 @@ Hear = Callable[[np.ndarray], str]
 def write_page(named: NamedDataset, folder: Path, rows: int, hear: Hear | None = None) -> Path:
     """The page of `rows` instructions, drawn by key, with all their clips; returns its index.html.
 
-    What synth heard is taken from its journal; other clips are transcribed by `hear` (default: Whisper base), English
-    ones alone. UsageError where `folder` holds something else.
+    What synth heard is taken from its journal; other clips are transcribed by `hear` (default: Whisper base), if it
+    knows the language. UsageError where `folder` holds something else.
     """
     if folder.exists() and not (folder / document.INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} holds something that is no page", "give another --page DIR")
@@ -35,8 +36,9 @@ def write_page(named: NamedDataset, folder: Path, rows: int, hear: Hear | None =
     examples, words = _read(named.dataset, rows)
     views = _views(named.dataset, examples)
     heard = dict(_known(named.dataset.folder / HEARD, views))
-    if named.languages[0] == "en":
-        heard |= _heard(examples, views, heard, hear or Transcriber().transcribe)
+    language = named.languages[0]
+    if language not in UNHEARD:
+        heard |= _heard(examples, views, heard, hear or Transcriber(language=language).transcribe, language)
     splits = manifest["splits"].items()
     facts = [f"{split}: {one['examples']:,} instructions, {one['views']:,} clips" for split, one in splits]
     shown = report.Shown(
@@ -76,7 +78,11 @@ def _known(journal: Path, views: Mapping[str, Sequence[View]]) -> Iterator[tuple
 
 
 def _heard(
-    examples: Iterable[Example], views: Mapping[str, Sequence[View]], known: Mapping[str, report.Heard], hear: Hear
+    examples: Iterable[Example],
+    views: Mapping[str, Sequence[View]],
+    known: Mapping[str, report.Heard],
+    hear: Hear,
+    language: str,
 ) -> dict[str, report.Heard]:
     """What the ASR hears of every other clip, held against what the voice was given to say."""
     asked = [(view, view.said or one.spoken) for one in examples for view in views[one.id] if view.id not in known]
@@ -85,7 +91,7 @@ def _heard(
         for view, said in asked:
             try:
                 text = hear(read_audio(view.flac))
-                found[view.id] = report.Heard(text, *word_errors(said, text))
+                found[view.id] = report.Heard(text, *word_errors(said, text, language))
             except DataError:  # damaged, or nothing in it: the page shows that there is nothing
                 pass
             advance(1)
@@ -100,4 +106,4 @@ def _method(named: NamedDataset) -> Iterator[tuple[str, str]]:
             yield key, str(manifest[key])
     for split, one in manifest["splits"].items():
         yield f"{split} voices", ", ".join(one["voices"]) or "none"
-    yield "heard by", "Whisper base, greedy; errors after Whisper's English normaliser, as in the read-back of synth"
+    yield "heard by", "Whisper base, greedy; errors after Whisper's normaliser, as in the read-back of synth"

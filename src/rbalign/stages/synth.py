@@ -339,10 +339,11 @@ def _reading_back(recipe: Recipe, folder: Path, views: Iterable[View], bank: Voi
     if not config.read_back.share:
         yield None
         return
-    listener = Transcriber(config.read_back.model, workers=_workers(config))
+    language = config.filters.language
+    listener = Transcriber(config.read_back.model, workers=_workers(config), language=language)
     with Journal(folder / HEARD) as journal:
         others = other_voices(views, bank, recipe.seed)
-        yield ReadBack(config.read_back, recipe.seed, listener.transcribe_many, others, journal)
+        yield ReadBack(config.read_back, recipe.seed, listener.transcribe_many, others, journal, language)
 
 
 def read_back_told(config: SynthConfig, folder: Path) -> dict[str, Any]:

@@ -53,10 +53,12 @@ class ReadBack:
         transcribe: Callable[[Sequence[np.ndarray]], Iterable[str]],
         others: Callable[[View], list[str]],
         journal: Journal,
+        language: str = "en",
     ) -> None:
-        """transcribe: clips -> words, in order. others: the voices that may say a view again, the first first."""
+        """transcribe: clips -> words, in order. others: the voices that may say a view again, the first first.
+        language: by whose rules words are compared."""
         self._config, self._seed, self._transcribe = config, seed, transcribe
-        self._others, self._journal = others, journal
+        self._others, self._journal, self._language = others, journal, language
 
     def understood(
         self, views: Iterable[View], own: Container[str], spoken: Mapping[str, str], speak: Speak
@@ -101,7 +103,8 @@ class ReadBack:
         return bool(draw.random() < self._config.share)
 
     def _row(self, view: View, texts: set[str], heard: str, attempt: int) -> dict[str, Any]:
-        errors, words = min((word_errors(text, heard) for text in sorted(texts)), key=lambda pair: pair[0])
+        compared = (word_errors(text, heard, self._language) for text in sorted(texts))
+        errors, words = min(compared, key=lambda pair: pair[0])
         return {
             "id": f"{view.id}#{attempt}",
             "voice": view.spec.voice,

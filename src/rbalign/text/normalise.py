@@ -1,4 +1,8 @@
-"""Word error rates. Both sides pass Whisper's English normaliser: case, marks, number and spelling forms drop out."""
+"""Word error rates. Both sides pass Whisper's normalisers (Radford et al. 2022, appendix C).
+
+English: case, marks, number and spelling forms drop out. Other languages: case and marks; where no spaces stand between
+words every letter counts as one, so that the rate is of characters.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,21 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from rbalign.config.languages import UNSPACED
 from rbalign.errors import DataError
 
 
-def for_wer(text: str) -> str:
-    """The form that is compared: lower case, no marks, numbers as digits, US spelling (Radford et al. 2022, app. C)."""
+def for_wer(text: str, language: str = "en") -> str:
+    """The form that is compared: lower case, no marks; in English numbers as digits, US spelling."""
     # Whisper's normaliser takes the first of several dots and leaves the rest as words.
-    return str(_normaliser()(re.sub(r"\.{2,}|…", " ", text)))
+    return str(_normaliser(language)(re.sub(r"\.{2,}|…", " ", text))).strip()
 
 
-def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
     """(errors, reference words) of one utterance: what a corpus rate and its bootstrap add up."""
     import jiwer
 
-    said, heard = for_wer(reference), for_wer(hypothesis)
+    said, heard = for_wer(reference, language), for_wer(hypothesis, language)
     if not said:
         return len(heard.split()), 0
     counts = jiwer.process_words(said, heard)
@@ -42,7 +47,8 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 
 
 @cache
-def _normaliser():  # type: ignore[no-untyped-def]
+def _normaliser(language: str):  # type: ignore[no-untyped-def]
+    from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    return EnglishTextNormalizer()
+    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in UNSPACED)
