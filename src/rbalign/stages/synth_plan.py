@@ -33,6 +33,8 @@ SECONDS_PER_HEARD = 1.5
 """CPU seconds of Whisper base for a clip: it pads each to 30 s."""
 SECONDS_PER_RECORDING = 0.05
 """To decode, resample and write a recording of some seconds as FLAC."""
+SECONDS_PER_TRANSLATION = 1.0
+"""Gemma 3 270M on one core, in batches, of 13 words: measured on 120 sentences."""
 SECONDS_PER_LABEL = 0.3
 """SmolLM2-135M on one core: topic and difficulty, 13 options in two passes."""
 BYTES_PER_CLIP = 65_000
@@ -70,6 +72,8 @@ def _recorded_plan(recipe: Recipe, config: SynthConfig, texts: int) -> Plan:
     """At most: the recordings may be fewer. One clip is counted for each."""
     endpoint, cap = recipe.teacher.endpoint, config.answer.max_new_tokens
     each = SECONDS_PER_REQUEST / endpoint.concurrency if endpoint else 0.5 * cap / TOKENS_PER_SECOND
+    if config.translator:
+        each = SECONDS_PER_TRANSLATION
     rows = (
         PlanRow("translate transcripts", texts, texts * each),
         PlanRow(
@@ -94,6 +98,9 @@ def _seconds_per_clip(engine: str, config: SynthConfig) -> float:
 
 def _seconds_per_accepted(config: SynthConfig, recipe: Recipe) -> float:
     """Wall seconds, from what the embedded teacher was seen to do on one core, with all workers at it."""
+    if config.translator:
+        alone = config.model_copy(update={"answers": False, "kind": "instructions"})
+        return _seconds_per_accepted(alone, recipe) + SECONDS_PER_TRANSLATION / _workers(config)
     if recipe.teacher.endpoint is not None:
         requests = (1.0 + SHARE_SPEAKABLE * config.answers) / SHARE_SPEAKABLE
         return requests * SECONDS_PER_REQUEST / recipe.teacher.endpoint.concurrency
