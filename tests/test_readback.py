@@ -80,6 +80,8 @@ def test_what_is_not_understood_is_said_by_a_voice_that_the_example_does_not_hav
 
 def test_other_languages_are_compared_by_their_own_rules(tmp_path):
     assert word_errors("请告诉我明天上海的天气。", "请告诉我明天上海天气", "zh") == (1, 11), "of characters"
+    hindi = "कल दिल्ली में मौसम कैसा रहेगा।"
+    assert word_errors(hindi, hindi.replace("कैसा", "कैसी"), "hi") == (1, 6), "vowel signs count, and part no words"
     assert word_errors("Die Farbe ist grau.", "die farbe ist grau", "de") == (0, 4)
     assert word_errors("Die colour ist twenty.", "die color ist 20", "de") == (2, 4), "no English spelling, no numbers"
     view, said = replace(VIEWS[0], example_id="e"), "Wie heißt der Bürgermeister, der die colour mag?"
@@ -99,13 +101,15 @@ def test_other_languages_are_compared_by_their_own_rules(tmp_path):
             assert [row["errors"] for row in journal.rows()] == [errors]
 
 
-@pytest.mark.parametrize(("language", "model"), [("ga", "whisper-base-ct2"), ("de", "whisper-tiny.en-ct2")])
+@pytest.mark.parametrize(
+    ("language", "model"), [("ga", "whisper-base-ct2"), ("rw", "whisper-base-ct2"), ("de", "whisper-tiny.en-ct2")]
+)
 def test_a_language_that_the_asr_does_not_know_is_refused(language, model):
     read_back = ReadBackConfig(share=0.1, model=model)
     SynthConfig(filters=FilterConfig(language=language))
     SynthConfig(filters=FilterConfig(language="en"), read_back=read_back)
     SynthConfig(filters=FilterConfig(language="zh"), read_back=ReadBackConfig(share=0.1))
-    refused = rf"{model} does not hear '{language}' → set \[synth.read_back\] share = 0; .* all but ga, ug, xh, zu"
+    refused = rf"{model} does not hear '{language}' → set \[synth.read_back\] share = 0; .* without ga, ug, xh, zu"
     with pytest.raises((UsageError, ValueError), match=refused):
         SynthConfig(filters=FilterConfig(language=language), read_back=read_back)
 

@@ -6,7 +6,7 @@ import pytest
 
 from rbalign.cli.main import run_command
 from rbalign.config.recipe import Recipe
-from rbalign.config.synth import SynthConfig
+from rbalign.config.synth import FilterConfig, SynthConfig
 from rbalign.data.dataset import DatasetWriter
 from rbalign.errors import UsageError
 from rbalign.rundir.journal import Journal
@@ -81,6 +81,17 @@ def test_a_run_in_the_middle_of_synth_shows_what_was_dropped_and_why(tmp_path: P
     assert "candidates written so far: 4" in found.lines
     assert "of the first 3: 1 of 3 accepted" in found.lines
     assert found.drops == [["unfinished", "1", "What should"], ["too short", "1", "Go now"]]
+
+
+def test_a_run_whose_files_are_not_here_is_shown_without_judging(tmp_path: Path) -> None:
+    synth = SynthConfig(filters=FilterConfig(leakage_files=("not/here.txt",)))
+    with RunDir.open(tmp_path, Recipe(name="demo", synth=synth)) as run:
+        run.stage("synth", {}, {})
+        write_journals(run.path("data"))
+        found = look_at(run.folder)
+    assert "candidates written so far: 7" in found.lines
+    assert found.lines[-1].startswith("not judged, for what they must not resemble is not here")
+    assert "not/here.txt" in found.lines[-1]
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.lm.sampler import SamplingParams
 from rbalign.rundir.journal import read_rows
 from rbalign.rundir.run import RunDir
+from rbalign.stages import export
 from rbalign.stages import synth as stage
 from rbalign.stages.arms import load_items
 from rbalign.stages.card import dataset_card
@@ -72,6 +73,8 @@ def test_letters_of_three_bytes_are_no_matter_of_length():
     text, translation = "Where is the next railway station, please?", "请问最近的火车站在哪里？"
     assert translation_cause(text, translation, chinese) is None
     assert translation_cause(translation, text, S2ttConfig(target="en")) is None
+    copied = translation_cause(translation, translation, S2ttConfig(target="en"), "zh")
+    assert copied == "untranslated", "though no space stands in it"
     strict = S2ttConfig(target="zh", length_ratio=(0.1, 0.2))
     assert translation_cause(text, translation, strict) == "length ratio"
 
@@ -93,16 +96,31 @@ def test_how_sure_of_another_language_a_translation_falls_is_the_recipes():
 @pytest.mark.parametrize(
     ("language", "text", "cause"),
     [
-        ("zh", "请告诉我明天上海的天气怎么样?", None),
-        ("zh", "你好", "too short"),
-        ("zh", "请告诉我明天上海的天气怎么样," * 6, "too long"),
+        ("zh", "请告诉我，明天上海的天气怎么样？", None),
+        ("zh", "你好。", "too short"),
+        ("zh", "请告诉我明天上海的天气怎么样，" * 6, "too long"),
+        ("ja", "明日の東京の天気はどうですか、教えてください。", None),
+        ("th", "ช่วยบอกหน่อยว่าพรุ่งนี้อากาศที่กรุงเทพเป็นอย่างไร", None),
+        ("hi", "कृपया बताइए कि कल दिल्ली में मौसम कैसा रहेगा।", None),
+        ("ta", "நாளை சென்னையில் வானிலை எப்படி இருக்கும் என்று சொல்லுங்கள்.", None),
+        ("ar", "من فضلك، كيف سيكون الطقس غدا في القاهرة؟", None),
+        ("fa", "لطفا بگویید فردا هوای تهران چطور می‌شود؟", None),
+        ("ko", "내일 서울 날씨가 어떤지 알려 주세요.", None),
+        ("hy", "Խնդրում եմ ասեք, ինչպիսի՞ եղանակ կլինի վաղը Երևանում։", None),
+        ("am", "እባክህ ነገ አዲስ አበባ የአየር ሁኔታ እንዴት ይሆናል?", None),
         ("ru", "Расскажи мне, какая завтра будет погода в Москве.", None),
         ("en", "Расскажи мне, какая завтра будет погода в Москве.", "not speakable: script"),
-        ("el", "Πες μου τι καιρό θα κάνει αύριο στην Αθήνα.", None),
+        ("el", "Τι καιρό θα κάνει αύριο στην Αθήνα;", None),
+        ("el", "Πες μου πόσο είναι το π, σε παρακαλώ.", "not speakable: mathematics"),
     ],
 )
 def test_languages_of_other_scripts_can_be_written_and_their_words_are_counted(language, text, cause):
     assert text_cause(text, FilterConfig(language=language)) == cause
+
+
+def test_a_draft_whose_text_was_worth_no_answer_once_is_counted():
+    draft = {"id": "0", "text": "Расскажи мне, какая завтра будет погода в Москве.", "stop": "end"}
+    assert draft_cause(draft, SynthConfig(filters=FilterConfig(language="ru"))) == "answer missing"
 
 
 def test_near_duplicates_are_found_where_no_spaces_stand_between_words():
@@ -395,6 +413,11 @@ def test_a_translator_of_this_machine_translates_what_a_server_wrote_or_people_s
     text = dataset_card(dataset_named(str(tmp_path / "runs/talk")))
     assert ("Gemma 3 270M base translated the" if recorded else "wrote the sentences, Gemma 3 270M base") in text
     assert "Gemma Terms of Use" in text
+    assert ("translated them. Their mistakes" in text) != recorded
+    parts = [(one.role, one.name) for one in export._parts(RunDir.look(tmp_path / "runs", recipe))]
+    gemma = ("text teacher" if recorded else "translator", "Gemma 3 270M base")
+    assert gemma in parts, "a model of this run says it, too"
+    assert (("text teacher", "translator") in parts) != recorded
 
 
 @pytest.mark.assets
@@ -419,6 +442,7 @@ def test_other_pairs_of_languages_and_what_is_refused(tmp_path):
         ({"s2tt": S2ttConfig(target="en")}, "is no translation"),
         ({"s2tt": S2ttConfig(source="x"), "vocabulary": 3}, "makes no vocabulary"),
         ({"filters": FilterConfig(language="de")}, "is no translation"),
+        ({"test_views": "shipped"}, "answers, no translations"),
     ):
         with pytest.raises((UsageError, ValueError), match=match):
             SynthConfig(kind="s2tt", **more)

@@ -31,7 +31,8 @@ NOT_LATIN = frozenset({
 UNSPACED = frozenset({"ja", "km", "lo", "th", "zh"})
 """Languages that write no spaces between words."""
 UNHEARD = frozenset({"ga", "ug", "xh", "zu"})
-"""Languages that Whisper does not know."""
+KNOWN_TO_WHISPER = frozenset(LANGUAGES) - UNHEARD
+"""Languages that Whisper knows, of those that a recipe may name; the others are four."""
 CERTAINTY = 0.9
 """Posterior from which a short text is in the language that py3langid names: below about six words it is unsure."""
 

@@ -17,7 +17,7 @@ from rbalign.config.kinds import (
     default_answer,
     default_answer_system,
 )
-from rbalign.config.languages import CERTAINTY, UNHEARD
+from rbalign.config.languages import CERTAINTY, KNOWN_TO_WHISPER, UNHEARD
 from rbalign.config.section import Fraction, Positive, Section
 from rbalign.config.sections import Sampling
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
@@ -282,11 +282,12 @@ class SynthConfig(Section):
     @classmethod
     def _is_heard(cls, read_back: ReadBackConfig, info: ValidationInfo) -> ReadBackConfig:
         language = info.data["filters"].language if "filters" in info.data else "en"
-        deaf = language in UNHEARD or (".en" in read_back.model and language != "en")
+        deaf = language not in KNOWN_TO_WHISPER or (".en" in read_back.model and language != "en")
         if read_back.share and deaf:
             raise UsageError(
                 f"{read_back.model} does not hear {language!r}",
-                f"set [synth.read_back] share = 0; whisper-base-ct2 hears all but {', '.join(sorted(UNHEARD))}",
+                "set [synth.read_back] share = 0; whisper-base-ct2 hears those of config/languages.py without "
+                f"{', '.join(sorted(UNHEARD))}",
             )
         return read_back
 
@@ -316,6 +317,8 @@ class SynthConfig(Section):
             )
         if self.kind == "s2tt" and self.s2tt.source and (self.vocabulary or self.test_views):
             raise UsageError("s2tt from recordings makes no vocabulary and takes no test_views", "leave them out")
+        if self.kind == "s2tt" and self.test_views == "shipped":
+            raise UsageError("the shipped test set holds answers, no translations", "leave test_views out")
         if self.labels and self.labels.test_per_topic and (self.test_views or self.sentences):
             raise UsageError(
                 "test_per_topic makes the test split itself, of whole instructions",

@@ -18,6 +18,8 @@ from rbalign.data.shards import RATE
 from rbalign.rundir.files import stable_hash
 from rbalign.stages.inspect import label_rows, topic_lines, unspoken
 from rbalign.stages.licences import (
+    TEACHER,
+    TRANSLATOR,
     UNKNOWN,
     Part,
     cell,
@@ -25,8 +27,8 @@ from rbalign.stages.licences import (
     is_place,
     last_name,
     licence_table,
-    part,
     voice_parts,
+    writer_parts,
 )
 from rbalign.stages.named import NamedDataset
 from rbalign.synth.labels import PAPER
@@ -63,10 +65,17 @@ Another speed, channel or delivery of a voice is the same voice.
 ## Known limits
 
 - {speech_limit}
-- One teacher wrote everything. Its mistakes, tastes and gaps are in the answers; nobody has checked them.
+- {text_limit}
 - {language_limit}
 """
 
+WRITTEN_LIMIT = (
+    "One teacher wrote everything. Its mistakes, tastes and gaps are in the answers; nobody has checked them."
+)
+TRANSLATED_LIMIT = (
+    "One model wrote the texts and another translated them. Their mistakes are in the translations; nobody has checked "
+    "them."
+)
 SYNTHETIC_LIMIT = (
     "The speech is synthetic: clean, read aloud, without the hesitations, noise and rooms of people, except where "
     "`channel`\n  or `delivery` says otherwise. Numbers measured on it do not carry over to recordings of people "
@@ -86,7 +95,6 @@ FILES = {
     "ms-swift": "ms-swift: `SPLIT-sft.jsonl` to imitate the teacher's answers, `SPLIT-grpo.jsonl` for rewards.",
     "verl": "verl's RLHFDataset: `SPLIT.parquet`, the clips beside it.",
 }
-TEACHER = "text teacher"
 KINDS = {
     "instructions": ("instructions", "wrote the instructions and the answers"),
     "qa": ("questions", "wrote the questions, the answers and other ways to say them"),
@@ -120,21 +128,16 @@ def dataset_card(named: NamedDataset, form: str | None = None) -> str:
         filters=_filters(named),
         labels=_by_tagger(manifest) + _labels(named.dataset),
         speech_limit=RECORDED_LIMIT if _is_recorded(manifest) else SYNTHETIC_LIMIT,
+        text_limit=TRANSLATED_LIMIT if "translator" in manifest else WRITTEN_LIMIT,
         language_limit=_language_limit(named.languages),
     )
 
 
 def _parts(named: NamedDataset) -> list[Part]:
-    """Who wrote and who spoke. Of a server the recipe knows more than the manifest."""
+    """Who wrote and who spoke."""
     manifest, recipe = named.dataset.manifest, named.recipe
-    found: list[Part] = []
-    if "teacher" in manifest:
-        writer = recipe.teacher if recipe and recipe.teacher.author == manifest["teacher"] else None
-        found.append(part(TEACHER, manifest["teacher"], writer.endpoint if writer else None))
-    if "translator" in manifest:
-        found.append(part("translator", manifest["translator"]))
     spoken = recipe.synth if recipe and not _is_recorded(manifest) else None
-    return found + voice_parts(manifest, servers=spoken.endpoint_voices if spoken else ())
+    return writer_parts(manifest, recipe) + voice_parts(manifest, servers=spoken.endpoint_voices if spoken else ())
 
 
 def _front(named: NamedDataset, parts: Sequence[Part], form: str | None) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def _summary(manifest: Mapping[str, Any], parts: Sequence[Part]) -> str:
     what, work = KINDS.get(manifest.get("kind", ""), KINDS["instructions"])
     if _is_recorded(manifest):
         work = "translated the transcripts"
-    if translator := next((cell(each.name) for each in parts if each.role == "translator"), None):
+    if translator := next((cell(each.name) for each in parts if each.role == TRANSLATOR), None):
         work = f"wrote the {what}, {translator} translated them"
     text = f"{texts:,} {what} in {clips:,} clips ({hours:.2f} h, {voices} distinct voices), made with rba: "
     text += f"{wrote} {work}. " if wrote else "the manifest names no teacher. "
@@ -210,7 +213,8 @@ def _differ(parts: Sequence[Part]) -> str:
     licences = sorted({each.licence for each in parts})
     if len(licences) == 1 and licences[0] != UNKNOWN:
         return f"All parts are {licences[0]}."
-    text = "The parts differ: texts follow the teacher's licence, clips the one of the engine that speaks their voice."
+    text = "The parts differ: texts follow the licences of whoever wrote and translated them, clips the one of the "
+    text += "engine that speaks their voice."
     if UNKNOWN in licences:
         text += " Where none stands, ask where that part came from before passing the dataset on."
     return text

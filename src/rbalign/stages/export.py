@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from rbalign.errors import DataError, UsageError
 from rbalign.eval.metrics import METRICS
 from rbalign.rundir.files import atomic_write, new_folder, refuse_taken
 from rbalign.rundir.run import RunDir
-from rbalign.stages.licences import Part, licence_table, part, voice_parts
+from rbalign.stages.licences import Part, licence_table, part, voice_parts, writer_parts
 from rbalign.stages.named import BASE, arm_weights
 from rbalign.stages.policy import backbone
 from rbalign.stages.voices import bank_of_dataset
@@ -180,12 +179,13 @@ def _parts(run: RunDir) -> list[Part]:
     found = [part("speech LLM" if whole else "language model", backbone(recipe))]
     if not whole and (encoder := _encoder(recipe, run)):
         found.append(part("speech encoder", encoder))
-    found.append(part("text teacher", recipe.teacher.author, recipe.teacher.endpoint))
-    with suppress(DataError):  # the data may not be here any more
+    try:
         data = Dataset.open(run.path("data"))
-        servers = recipe.synth.endpoint_voices if recipe.synth else ()
-        found += voice_parts(data.manifest, bank_of_dataset(recipe, data), servers)
-    return found
+    except DataError:  # it may not be here any more
+        return [*found, *writer_parts({"teacher": recipe.teacher.author}, recipe)]
+    servers = recipe.synth.endpoint_voices if recipe.synth else ()
+    voices = voice_parts(data.manifest, bank_of_dataset(recipe, data), servers)
+    return [*found, *writer_parts(data.manifest, recipe), *voices]
 
 
 def _encoder(recipe: Recipe, run: RunDir) -> str | None:

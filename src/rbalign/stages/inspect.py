@@ -12,7 +12,7 @@ from typing import Any
 
 from rbalign.config.load import load_recipe
 from rbalign.data.dataset import MANIFEST, Dataset
-from rbalign.errors import DataError, UsageError
+from rbalign.errors import DataError, RbaError, UsageError
 from rbalign.rundir.journal import count_lines, read_rows
 from rbalign.stages.synth_outside import ready_views
 from rbalign.synth.accept import Acceptance
@@ -117,13 +117,22 @@ def topic_lines(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _judged_so_far(place: Path, found: Inspection) -> None:
-    """What became of the candidates that a run has written, judged as `rba synth` does: nobody wrote it down."""
+    """What became of the candidates that a run has written, judged by its filters: nobody wrote it down yet.
+
+    Without minimum scores, which may ask a large model, and without what a test split by topic leaves out of the rest.
+    """
     recipe = load_recipe(place / "recipe.toml")
     journal = place / "data" / "drafts.jsonl"
     found.lines.append(f"candidates written so far: {count_lines(journal):,}")
     if recipe.synth is None or recipe.synth.recordings is not None:
         return  # recordings are judged by their sound, too
-    acceptance = Acceptance(recipe.synth, ready_views(recipe).leakage)
+    try:
+        leakage = ready_views(recipe).leakage
+    except RbaError as error:  # its files may lie relative to another folder
+        found.lines.append(f"not judged, for what they must not resemble is not here: {error.problem}")
+        return
+    filters = recipe.synth.filters.model_copy(update={"scorers": {}})
+    acceptance = Acceptance(recipe.synth.model_copy(update={"filters": filters}), leakage)
     for draft in islice(InTurn(WHOLE).give(read_rows(journal)), MOST_JUDGED):
         if acceptance.is_full():
             break

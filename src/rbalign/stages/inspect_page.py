@@ -9,7 +9,7 @@ import numpy as np
 
 from rbalign.asr.whisper import Transcriber
 from rbalign.audio.io import read_audio
-from rbalign.config.languages import UNHEARD
+from rbalign.config.languages import KNOWN_TO_WHISPER
 from rbalign.data.dataset import Dataset
 from rbalign.errors import DataError, UsageError
 from rbalign.report import dataset as report
@@ -37,7 +37,7 @@ def write_page(named: NamedDataset, folder: Path, rows: int, hear: Hear | None =
     views = _views(named.dataset, examples)
     heard = dict(_known(named.dataset.folder / HEARD, views))
     language = named.languages[0]
-    if language not in UNHEARD:
+    if language in KNOWN_TO_WHISPER:
         heard |= _heard(examples, views, heard, hear or Transcriber(language=language).transcribe, language)
     splits = manifest["splits"].items()
     facts = [f"{split}: {one['examples']:,} instructions, {one['views']:,} clips" for split, one in splits]

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 from rbalign.assets.catalog import default as catalog
 from rbalign.config.endpoints import EndpointConfig, VoiceEndpoint
+from rbalign.config.recipe import Recipe
 from rbalign.errors import UsageError
 from rbalign.voices.bank import VoiceBank, load_bank
 
 UNKNOWN = "see where it came from"
+TEACHER, TRANSLATOR = "text teacher", "translator"
+"""Roles."""
 _HUB_IDS = {
     "Apache-2.0": "apache-2.0",
     "MIT": "mit",
@@ -47,6 +50,18 @@ def part(role: str, name: str, server: EndpointConfig | None = None) -> Part:
     if known is None:
         return Part(role, name if server and not is_place(name) else last_name(name), told or UNKNOWN)
     return Part(role, known.title.split(":")[0], told or known.licence)
+
+
+def writer_parts(manifest: Mapping[str, Any], recipe: Recipe | None) -> list[Part]:
+    """Who wrote the texts of a dataset and, if that is another one, who translated them. Of a server the recipe knows
+    more than the manifest."""
+    found: list[Part] = []
+    if "teacher" in manifest:
+        writer = recipe.teacher if recipe and recipe.teacher.author == manifest["teacher"] else None
+        found.append(part(TEACHER, manifest["teacher"], writer.endpoint if writer else None))
+    if "translator" in manifest:
+        found.append(part(TRANSLATOR, manifest["translator"]))
+    return found
 
 
 def voice_parts(

@@ -273,8 +273,9 @@ def with_references(examples: Sequence[Example], recipe: Recipe, folder: Path, s
         todo = [example for example in held_out if example.id not in journal]
         if todo:
             servers.try_teacher()
+            teacher = None if config.translator else open_teacher(recipe.teacher)
             with progress(len(held_out), "write references", done=len(journal)) as advance:
-                for identity, text in write_references(open_teacher(recipe.teacher), config, recipe.seed, todo):
+                for identity, text in write_references(teacher, config, recipe.seed, todo):
                     journal.append([{"id": identity, "text": text}])
                     advance()
         texts = {row["id"]: row["text"] for row in journal.rows()}

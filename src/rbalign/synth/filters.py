@@ -49,7 +49,8 @@ def text_cause(text: str, config: FilterConfig) -> str | None:
     limits = config.speakable
     if config.language in NOT_LATIN:
         limits = limits.model_copy(update={"max_foreign_share": 1.0})
-    reasons = speakability(text, limits, config.mathematics)
+    asked = text.replace(";", "?") if config.language == "el" else text  # the Greek question mark looks like code
+    reasons = speakability(asked, limits, config.mathematics)
     if reasons:
         return f"not speakable: {reasons[0]}"
     if not config.mathematics and MATHEMATICS.search(text):
@@ -83,6 +84,8 @@ def draft_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
 
 def answered_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
     """Why the answer of a draft is none: `answer_cause`, and what the recipe's kind asks for."""
+    if "answer" not in draft:
+        return "answer missing"  # an earlier version of rba thought the text worth none
     text, answer = draft["text"], draft["answer"]
     cause = answer_cause(answer, StopReason(draft["answer_stop"]), config.filters)
     if cause is not None:
@@ -91,7 +94,7 @@ def answered_cause(draft: Mapping[str, Any], config: SynthConfig) -> str | None:
         wanted = config.filters.min_novelty
         return "echo" if wanted and novel(text, answer) < wanted else None
     if config.kind == "s2tt":
-        return translation_cause(text, answer, config.s2tt)
+        return translation_cause(text, answer, config.s2tt, config.filters.language)
     failed = draft.get("aliases_stop") == StopReason.FAILED
     return pair_cause(text, answer, config.qa) or (TEACHER_FAILED if failed else None)
 

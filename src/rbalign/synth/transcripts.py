@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 from rbalign.errors import DataError, UsageError, unknown
@@ -82,7 +83,8 @@ def clip_of(folder: Path, name: str) -> Path | bytes:
     row, stamp = int(path.name), path.parent.stat().st_mtime_ns
     for group, size in enumerate(_groups(path.parent, stamp)):
         if row < size:
-            clip = _clips(path.parent, stamp, group)[row].as_py()
+            with _READING:
+                clip = _clips(path.parent, stamp, group)[row].as_py()
             return bytes(clip["bytes"] or b"") if clip else b""
         row -= size
     raise DataError(f"{path.parent} has no row {path.name}", "run the stage again, the file has changed")
@@ -95,6 +97,10 @@ def _groups(path: Path, stamp: int) -> list[int]:
 
     with pq.ParquetFile(path) as file:
         return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+_READING = Lock()
+"""Threads that need one row group load it once."""
 
 
 @lru_cache(maxsize=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ def best_sampler(model: Any) -> Sampler:
 
 
 class LocalTeacher:
-    """Writes instructions, answers them and scores answers with an `LM` that may serve others too (one copy)."""
+    """Writes instructions, answers them and scores answers with an `LM` that may serve others too (one copy).
+
+    Threads may ask; it writes for one at a time, since `generate` reads settings that lie in the model.
+    """
 
     can = CAPABILITIES
 
@@ -42,6 +46,7 @@ class LocalTeacher:
         self.tokenizer_hash = stable_hash(lm.tokenizer.get_vocab())[:16]
         specials = sorted(set(lm.tokenizer.all_special_ids) - set(self.end_ids))
         self._specials = torch.tensor(specials, dtype=torch.long)
+        self._writing = Lock()
 
     def params(self, temperature: Level, top_p: Level, max_new_tokens: int) -> SamplingParams:
         """Sampling parameters with this tokenizer's end tokens."""
@@ -110,7 +115,8 @@ class LocalTeacher:
         return torch.tensor([*self.lm.tokenizer.encode(answer, add_special_tokens=False), self.end_ids[0]])
 
     def _write(self, prompts: Prompts, keys: Sequence[Key], params: SamplingParams) -> list[Written]:
-        samples = self.sampler.sample(prompts, params, [[key] for key in keys])
+        with self._writing:
+            samples = self.sampler.sample(prompts, params, [[key] for key in keys])
         return [self._written(own[0]) for own in samples]
 
     def _written(self, sample: Sample) -> Written:

@@ -1,6 +1,7 @@
 """Word error rates. Both sides pass Whisper's normalisers (Radford et al. 2022, appendix C).
 
-English: case, marks, number and spelling forms drop out. Other languages: case and marks; where no spaces stand between
+English: case, marks, number and spelling forms drop out. Other languages: case and punctuation; vowel signs and tone
+marks stay (Whisper's own evaluation drops them, and makes two words of one in Hindi). Where no spaces stand between
 words every letter counts as one, so that the rate is of characters.
 """
 
@@ -51,4 +52,8 @@ def _normaliser(language: str):  # type: ignore[no-untyped-def]
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(split_letters=language in UNSPACED)
+    return (
+        EnglishTextNormalizer()
+        if language == "en"
+        else BasicTextNormalizer(split_letters=language in UNSPACED, preserve_marks=True)
+    )

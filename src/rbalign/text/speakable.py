@@ -8,8 +8,10 @@ import unicodedata
 from rbalign.config.synth import SpeakableConfig
 
 LIMITS = SpeakableConfig()
-_PLAIN = frozenset(".,!?'\"-–—:;()$£€%&/’‘“”…#°")
-"""Marks that a speaker's pauses, tone or words carry."""
+_PLAIN = frozenset(".,!?'\"-–—:;()$£€%&/’‘“”…#°。，、？！：；（）「」『』《》〜・～¿¡«»„؟،؛۔।॥։՞՜՝።፣፤፧·")
+"""Marks that a speaker's pauses, tone or words carry, of every script that a recipe may name."""
+_JOINERS = frozenset("\u200c\u200d")
+"""Between letters that stand together or apart, in Persian and in Indic scripts."""
 _SIGNS = "∑∫√∂∇∞≤≥≠≈∈∪∩∀∃→⇒×÷±·²³"
 _GREEK = "πθλσμ"
 """Signs where no other Greek letter stands beside them."""
@@ -90,5 +92,10 @@ def _too_many_digits(text: str, limits: SpeakableConfig) -> bool:
 def _symbol_share(text: str, spared: frozenset[str]) -> float:
     """Share of characters that are neither letters, digits, spaces nor marks with a sound."""
     seen = [character for character in text if not character.isspace()]
-    odd = [c for c in seen if not (c.isalnum() or c in _PLAIN or c in spared or unicodedata.combining(c))]
+    odd = [c for c in seen if not (c.isalnum() or c in _PLAIN or c in spared or _belongs_to_letter(c))]
     return len(odd) / len(seen)
+
+
+def _belongs_to_letter(character: str) -> bool:
+    """An accent, a vowel sign, a tone mark or a joiner."""
+    return unicodedata.category(character)[0] == "M" or character in _JOINERS
