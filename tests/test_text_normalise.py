@@ -23,6 +23,12 @@ def test_the_rate_is_of_the_corpus_not_the_mean_of_its_lines():
     assert wer(references, hypotheses) == 1 / (errors[0][1] + 1)
 
 
+def test_what_stands_in_brackets_was_said_but_not_heard():
+    said = "How do I cook lobster? (Make note of [your] marks)"
+    assert word_errors(said, "How do I cook lobster? Make note of your marks.") == (0, 10)
+    assert word_errors("How do I cook lobster?", "(laughs) How do I cook lobster? [music]") == (0, 5)
+
+
 def test_pauses_leave_no_words():
     assert for_wer("Wait... what… now....") == "wait what now"
 

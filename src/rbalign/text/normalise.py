@@ -22,10 +22,13 @@ def for_wer(text: str, language: str = "en") -> str:
 
 
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
-    """(errors, reference words) of one utterance: what a corpus rate and its bootstrap add up."""
+    """(errors, reference words) of one utterance: what a corpus rate and its bootstrap add up.
+
+    Words in brackets count in the reference, for a voice says them; in the hypothesis they are noises, as in Whisper.
+    """
     import jiwer
 
-    said, heard = for_wer(reference, language), for_wer(hypothesis, language)
+    said, heard = for_wer(re.sub(r"[()\[\]<>]", " ", reference), language), for_wer(hypothesis, language)
     if not said:
         return len(heard.split()), 0
     counts = jiwer.process_words(said, heard)
