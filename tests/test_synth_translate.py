@@ -36,7 +36,7 @@ from rbalign.synth.filters import draft_cause, text_cause
 from rbalign.synth.recordings import Recordings
 from rbalign.synth.transcripts import read_transcripts
 from rbalign.synth.translate import transcript_cause, translation_cause
-from rbalign.synth.write import _TEACHERS, answer_texts
+from rbalign.synth.write import _TEACHERS, answer_texts, open_teacher
 from rbalign.teacher.base import Written
 from rbalign.text.language import _identifier
 from rbalign.types import Split, StopReason
@@ -427,7 +427,7 @@ def test_gemma_translates_by_the_examples_of_its_recipe(assets_folder):
     config = load_recipe("s2tt-gemma").synth
     texts = ("My brother bought a new car yesterday.", "Can you help me find my keys?")
     drafts = [{"id": str(place), "text": text, "stop": "end"} for place, text in enumerate(texts)]
-    answer_texts(None, config, 1, drafts)
+    answer_texts(open_teacher(config.translator), config, 1, drafts)
     assert drafts[0]["answer"] == "Mein Bruder hat gestern ein neues Auto gekauft."
     assert {draft_cause(draft, config) for draft in drafts} == {None}
 

@@ -19,7 +19,7 @@ from rbalign.config.kinds import (
 )
 from rbalign.config.languages import CERTAINTY, KNOWN_TO_WHISPER, UNHEARD
 from rbalign.config.section import Fraction, Positive, Section
-from rbalign.config.sections import Sampling
+from rbalign.config.sections import Sampling, TeacherConfig
 from rbalign.config.views import canonical_channel, canonical_delivery, parse_channel
 from rbalign.errors import UsageError
 
@@ -259,9 +259,10 @@ class SynthConfig(Section):
         return self.s2tt.source if self.kind == "s2tt" else None
 
     @property
-    def translator(self) -> str | None:
-        """The model that translates; None where the teacher does, or nothing is translated."""
-        return self.s2tt.translator if self.kind == "s2tt" else None
+    def translator(self) -> TeacherConfig | None:
+        """Who answers in the teacher's place: the model that translates; None where the teacher does."""
+        model = self.s2tt.translator if self.kind == "s2tt" else None
+        return TeacherConfig(model=model) if model else None
 
     def size(self, split: str) -> int:
         """Examples that the teacher writes, or that come ready, for "train", "validation" or "test"."""

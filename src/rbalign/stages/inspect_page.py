@@ -101,7 +101,7 @@ def _heard(
 def _method(named: NamedDataset) -> Iterator[tuple[str, str]]:
     manifest = named.dataset.manifest
     yield "content hash", str(manifest["content_hash"])
-    for key in ("kind", "teacher", "seed"):
+    for key in ("kind", "teacher", "translator", "seed"):
         if key in manifest:
             yield key, str(manifest[key])
     for split, one in manifest["splits"].items():

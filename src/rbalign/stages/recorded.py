@@ -85,7 +85,7 @@ class Translation:
         todo = [said for said in batch if said.id not in self._known]
         if todo:
             self._servers.try_teacher()
-            teacher = None if self._config.translator else self._open(self._recipe.teacher)
+            teacher = self._open(self._config.translator or self._recipe.teacher)
             rows = [{"id": said.id, "text": said.text, "stop": str(StopReason.END)} for said in todo]
             worth = [row for row in rows if instruction_cause(row["text"], StopReason.END, self._config) is None]
             answer_texts(teacher, self._config, self._recipe.seed, worth)

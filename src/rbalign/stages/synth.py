@@ -176,9 +176,9 @@ def origin(recipe: Recipe, made: Texts) -> dict[str, Any]:
         kind["languages"] = [config.filters.language, config.s2tt.target]
     author = recipe.teacher.author
     if config.translator and config.recordings is not None:
-        author = config.translator  # nothing was written
+        author = config.translator.author  # nothing was written
     elif config.translator:
-        kind["translator"] = config.translator
+        kind["translator"] = config.translator.author
     return {
         "teacher": author,
         "recipe": stable_hash(config.model_dump(mode="json"))[:16],
@@ -273,7 +273,7 @@ def with_references(examples: Sequence[Example], recipe: Recipe, folder: Path, s
         todo = [example for example in held_out if example.id not in journal]
         if todo:
             servers.try_teacher()
-            teacher = None if config.translator else open_teacher(recipe.teacher)
+            teacher = open_teacher(config.translator or recipe.teacher)
             with progress(len(held_out), "write references", done=len(journal)) as advance:
                 for identity, text in write_references(teacher, config, recipe.seed, todo):
                     journal.append([{"id": identity, "text": text}])

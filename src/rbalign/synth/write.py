@@ -39,15 +39,15 @@ def write_drafts(teacher: Any, config: SynthConfig, seed: int, indices: Sequence
         for key, w, domain in zip(keys, written, domains, strict=True)
     ]
     wanted = [i for i, w in enumerate(written) if config.answers and _worth_an_answer(w, config)]
-    answer_texts(teacher, config, seed, [drafts[i] for i in wanted])
+    answers = open_teacher(config.translator) if config.translator else teacher
+    answer_texts(answers, config, seed, [drafts[i] for i in wanted])
     if config.kind == "qa" and config.qa.aliases:
         _write_aliases(teacher, config, seed, [drafts[i] for i in wanted])
     return drafts
 
 
 def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[Draft]) -> None:
-    """Put the answer of `answerer`, under the recipe's system prompt, into each draft."""
-    teacher = answerer(teacher, config)
+    """Put the answer of the teacher (or translator), under the recipe's system prompt, into each draft."""
     answers = teacher.answer(
         [draft["text"] for draft in drafts],
         [Key(seed, "answer", example=draft["id"]) for draft in drafts],
@@ -56,11 +56,6 @@ def answer_texts(teacher: Any, config: SynthConfig, seed: int, drafts: Sequence[
     )
     for draft, answer in zip(drafts, answers, strict=True):
         draft |= {"answer": answer.text, "answer_stop": str(answer.stop)}
-
-
-def answerer(teacher: Any, config: SynthConfig) -> Any:
-    """Who answers: a translator of its own, if the recipe names one, else the teacher."""
-    return open_teacher(TeacherConfig(model=config.translator)) if config.translator else teacher
 
 
 def _write_aliases(teacher: Any, config: SynthConfig, seed: int, answered: Sequence[Draft]) -> None:
@@ -92,7 +87,6 @@ def write_references(
 
     None where a server failed: such an example has no reference, and metrics against one leave it unscored.
     """
-    teacher = answerer(teacher, config)
     for start in range(0, len(examples), config.batch_size):
         batch = examples[start : start + config.batch_size]
         keys = [Key(seed, "reference", example=example.id) for example in batch]
